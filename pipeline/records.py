@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.grid import PatchGrid
 
-__all__ = ["Features", "Frame", "LabelMap", "Packet", "PartMap", "PatchGrid", "Track", "VideoInfo"]
+__all__ = ["Detections", "Features", "Frame", "LabelMap", "Packet", "PartMap", "PatchGrid", "Track", "VideoInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,45 @@ class LabelMap:
 
     def __repr__(self) -> str:
         return f"LabelMap(object_ids={self.object_ids}, index_mask={self.index_mask.shape})"
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The boxes a detector found in one frame.
+
+    Attributes:
+        xyxy: float32 ``(N, 4)``: left, top, right, bottom in frame pixels, continuous, 0-based.
+        scores: float32 ``(N,)``.
+        categories: N category names or numbers as text; empty text where unknown.
+        object_ids: int64 ``(N,)``: the propagated object a box came from; 0 where it came from a detector.
+        masks: For boxes from propagated objects, bool ``(N, h, w)`` on the feature grid, or None.
+    """
+
+    xyxy: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    categories: tuple[str, ...]
+    object_ids: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.categories)
+        if self.xyxy.shape != (count, 4) or self.scores.shape != (count,) or self.object_ids.shape != (count,):
+            raise ValueError(
+                f"Detections of {count} categories need xyxy ({count}, 4), scores and object_ids ({count},), got "
+                f"{self.xyxy.shape}, {self.scores.shape}, {self.object_ids.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No boxes.
+
+        >>> len(Detections.empty())
+        0
+        """
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), (), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def _load_compiled() -> bool:
         return False
     for library in Path(spec.origin).parent.glob("_C*.so"):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             return False
     return all(hasattr(torch.ops.torchvision, name) for name in (*_SCHEMAS, "roi_align"))
@@ -39,9 +39,9 @@ def _declare_schemas() -> torch.library.Library | None:
     missing = [schema for name, schema in _SCHEMAS.items() if not hasattr(torch.ops.torchvision, name)]
     if not missing:
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in missing:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
 
 
