@@ -1,0 +1,105 @@
+"""Object masks given by the user: one PNG for the first frame, or a folder of them named by frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import MaskError
+from pipeline.formats.palette import read_indexed_png
+from pipeline.records import VideoInfo
+
+VOID = 255
+"""Pixels of this value belong to nobody: neither object nor background."""
+
+
+def single_object(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """``values`` with {0, 255}, the way DAVIS 2016 writes one object, turned into {0, 1}.
+
+    Any other set of values is returned as it is, with 255 as void.
+
+    >>> single_object(np.array([[0, 255]], np.uint8)).tolist()
+    [[0, 1]]
+    >>> single_object(np.array([[0, 2, 255]], np.uint8)).tolist()
+    [[0, 2, 255]]
+    """
+    present = np.unique(values)
+    if present[-1] == VOID and np.isin(present, (0, VOID)).all():
+        return (values == VOID).astype(np.uint8)
+    return values
+
+
+def object_ids(mask: npt.NDArray[np.uint8]) -> tuple[int, ...]:
+    """The ids of the objects in an index mask, ascending; background and void are none.
+
+    >>> object_ids(np.array([[0, 3, 1, 255]], np.uint8))
+    (1, 3)
+    """
+    return tuple(int(value) for value in np.unique(mask) if value not in (0, VOID))
+
+
+def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int, npt.NDArray[np.uint8]]:
+    """The given masks by the 0-based index of their frame.
+
+    Args:
+        path: An indexed (or 8-bit grey) PNG, which belongs to the first frame; or a folder of them named by
+            frame: by the picture's name for a folder of images, by the 0-based frame number for a video.
+        info: The input's facts: size, number and names of frames.
+        first_index: Index of the first frame that is processed.
+
+    Returns:
+        uint8 ``(H, W)`` of object ids a frame, 255 being void; a mask of {0, 255} is one object.
+
+    Raises:
+        MaskError: Nothing there, a mask of another size than the frames, colours instead of indices, a name
+            that is no frame of the input, or masks without any object.
+    """
+    if path.is_dir():
+        files = _files_by_frame(path, info)
+    elif path.exists():
+        files = {first_index: path}
+    else:
+        raise MaskError(f"{path}: no such mask file or folder")
+    masks = {index: _read(file, info) for index, file in sorted(files.items())}
+    if not any(object_ids(mask) for mask in masks.values()):
+        raise MaskError(f"{path}: no object in it; a mask holds each object's number (1 to 254) in its pixels")
+    return masks
+
+
+def _files_by_frame(folder: Path, info: VideoInfo) -> dict[int, Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+    if not files:
+        raise MaskError(f"{folder}: no PNG masks in this folder")
+    by_name = {name: index for index, name in enumerate(info.frame_names)}
+    found: dict[int, Path] = {}
+    for file in files:
+        index = by_name[file.stem] if file.stem in by_name else _number(file, info)
+        if index in found:
+            raise MaskError(f"{file}: a second mask for frame {index}, the other is {found[index].name}")
+        found[index] = file
+    return found
+
+
+def _number(file: Path, info: VideoInfo) -> int:
+    if not file.stem.isdecimal():
+        wanted = f"like its picture, for example {info.frame_names[0]}.png" if info.frame_names else "00000.png"
+        raise MaskError(f"{file}: the name is no frame of {info.path.name}; name masks by frame, {wanted}")
+    index = int(file.stem)
+    if info.num_frames is not None and index >= info.num_frames:
+        raise MaskError(
+            f"{file}: mask for frame {index}, but {info.path.name} has {info.num_frames} frames "
+            f"(0 to {info.num_frames - 1})"
+        )
+    return index
+
+
+def _read(file: Path, info: VideoInfo) -> npt.NDArray[np.uint8]:
+    mask = single_object(read_indexed_png(file))
+    if mask.shape != info.image_hw:
+        raise MaskError(
+            f"{file}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the frames are "
+            f"{info.width} x {info.height}"
+        )
+    return mask

@@ -1,0 +1,83 @@
+"""Indexed PNG masks with the DAVIS palette: a pixel's value is an object id, the colour only shows it.
+
+The table is the one DAVIS ships: for ids up to 21 the colours of PASCAL VOC, made of the bits of the id, but
+with 191 where VOC has 192; from 22 on a grey of the id's own value.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.errors import MaskError
+
+_LAST_COLOUR = 21
+_ONE_CHANNEL_MODES = {"P", "L", "1"}
+
+
+def davis_palette() -> npt.NDArray[np.uint8]:
+    """The colours of all 256 ids.
+
+    Returns:
+        uint8 ``(256, 3)``, RGB.
+
+    >>> davis_palette()[[0, 1, 2, 8, 22]].tolist()
+    [[0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 0], [22, 22, 22]]
+    """
+    table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    for index in range(_LAST_COLOUR + 1):
+        for channel in range(3):
+            # Bits 0, 1 and 2 of the id light the top bit of red, green and blue, bits 3 to 5 the next one.
+            value = sum(((index >> (3 * level + channel)) & 1) << (7 - level) for level in range(3))
+            table[index, channel] = min(value, 191) if value == 192 else value
+    return table
+
+
+def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
+    """Write an index mask as an 8-bit palette PNG, whole or not at all.
+
+    Args:
+        path: Where to; its folder exists.
+        mask: uint8 ``(H, W)`` of object ids.
+
+    Raises:
+        ValueError: ``mask`` is not uint8 ``(H, W)``.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise ValueError(f"an index mask is uint8 (H, W), got {mask.dtype} {mask.shape}")
+    image = Image.fromarray(mask)
+    image.putpalette(davis_palette().tobytes())
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        image.save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
+    """The values of an 8-bit one-channel mask, as they are in the file (void and 255 included).
+
+    Returns:
+        uint8 ``(H, W)``; a bilevel file gives 0 and 255.
+
+    Raises:
+        MaskError: The file is missing, is no picture, or has colours instead of indices.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _ONE_CHANNEL_MODES:
+                raise MaskError(
+                    f"{path}: the mask is a {image.mode} picture; it must be indexed (palette) or 8-bit grey, "
+                    "with the object's number as the pixel's value"
+                )
+            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except FileNotFoundError as error:
+        raise MaskError(f"{path}: no such mask") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MaskError(f"{path}: cannot be read as a PNG mask: {error}") from error
+    return np.ascontiguousarray(values, dtype=np.uint8)
