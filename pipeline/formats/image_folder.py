@@ -1,0 +1,107 @@
+"""A folder of images as a video: natural order of names, one size, a frame rate given by the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import MediaError
+from pipeline.records import Frame, VideoInfo
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+_EXIF_ORIENTATION = 0x0112
+_SWAPPING_ORIENTATIONS = frozenset({5, 6, 7, 8})
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders numbers by value.
+
+    >>> sorted(["f10", "f9", "f1"], key=natural_key)
+    ['f1', 'f9', 'f10']
+    """
+    parts = re.split(r"(\d+)", name.lower())
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The folder's images in natural order.
+
+    Raises:
+        MediaError: There are none.
+    """
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not files:
+        raise MediaError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(files, key=lambda path: natural_key(path.stem))
+
+
+def load_image(path: Path) -> npt.NDArray[np.uint8]:
+    """An image file as uint8 RGB ``(H, W, 3)``, upright.
+
+    Raises:
+        MediaError: The file is no image, or breaks off.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I") or upright.mode == "F":
+                return _sixteen_bit_to_rgb(upright)
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise MediaError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def probe_folder(folder: Path, frame_rate: Fraction) -> VideoInfo:
+    """Facts about a folder of images; reads every header, so that a size that differs is known at once.
+
+    Raises:
+        MediaError: No images, a file that is none, or sizes that differ (names the first that does).
+    """
+    files = list_images(folder)
+    sizes = ((path, _upright_size(path)) for path in files)
+    first, (width, height) = next(sizes)
+    for path, size in sizes:
+        if size != (width, height):
+            raise MediaError(
+                f"{path}: is {size[0]}x{size[1]}, but {first.name} is {width}x{height}; "
+                "a folder's images need one size"
+            )
+    return VideoInfo(
+        path=folder,
+        height=height,
+        width=width,
+        frame_rate=frame_rate,
+        num_frames=len(files),
+        time_base=1 / frame_rate,
+        frame_names=tuple(path.stem for path in files),
+    )
+
+
+def read_folder(info: VideoInfo, *, start_seconds: float = 0.0, every: int = 1) -> Iterator[Frame]:
+    """The folder's images as frames."""
+    first = max(0, -int(-start_seconds * info.frame_rate // 1)) if start_seconds > 0 else 0
+    for index, path in list(enumerate(list_images(info.path)))[first::every]:
+        yield Frame(load_image(path), index, float(index / info.frame_rate))
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            swapped = image.getexif().get(_EXIF_ORIENTATION) in _SWAPPING_ORIENTATIONS
+            return (image.height, image.width) if swapped else image.size
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise MediaError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _sixteen_bit_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey images of more than 8 bits, whose values Pillow would clip at 255, scaled to 8."""
+    values = np.asarray(image).astype(np.float64)
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    grey = np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
