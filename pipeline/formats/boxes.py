@@ -1,0 +1,207 @@
+"""The common form of every box file: one table of boxes with frame, identity, category and flags.
+
+MOTChallenge text, BDD100K JSON and COCO JSON are all read into a :class:`BoxTable` and written from one, so a
+score or a tracker never sees a file format. A table holds the boxes exactly as the file gives them (ground
+truth may reach over the image's border, and the official evaluators leave it so); :func:`to_detections` is the
+place where boxes are clipped for feature pooling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import LabelFileError
+from pipeline.records import Detections
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxTable:
+    """N boxes of one video, in any order.
+
+    Attributes:
+        frames: int64 ``(N,)``, 0-based frame index.
+        ids: int64 ``(N,)``, identity within the video; -1 where the box has none (a detection).
+        xyxy: float64 ``(N, 4)``: left, top, right, bottom, continuous 0-based pixels, not clipped.
+        scores: float64 ``(N,)``, as in the file.
+        categories: N names or numbers as text; empty where unknown.
+        ignored: bool ``(N,)``: ground truth that is no target (MOT flag 0, BDD crowd or distractor).
+        visibility: float64 ``(N,)`` in [0, 1]; 1 where the file does not say.
+    """
+
+    frames: IntArray
+    ids: IntArray
+    xyxy: FloatArray
+    scores: FloatArray
+    categories: tuple[str, ...]
+    ignored: BoolArray
+    visibility: FloatArray
+
+    def __post_init__(self) -> None:
+        count = len(self.categories)
+        shapes = [a.shape for a in (self.frames, self.ids, self.scores, self.ignored, self.visibility)]
+        if any(shape != (count,) for shape in shapes) or self.xyxy.shape != (count, 4):
+            raise ValueError(f"BoxTable of {count} categories got columns {shapes} and xyxy {self.xyxy.shape}")
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def __repr__(self) -> str:
+        return f"BoxTable({len(self)} boxes, {len(np.unique(self.frames))} frames)"
+
+    @classmethod
+    def make(
+        cls,
+        frames: npt.ArrayLike,
+        ids: npt.ArrayLike,
+        xyxy: npt.ArrayLike,
+        *,
+        scores: npt.ArrayLike | None = None,
+        categories: Sequence[str] | None = None,
+        ignored: npt.ArrayLike | None = None,
+        visibility: npt.ArrayLike | None = None,
+    ) -> BoxTable:
+        """A table from plain sequences; what is not given is 1, empty or False.
+
+        >>> BoxTable.make([0, 1], [7, 7], [[0, 0, 4, 4], [1, 0, 5, 4]])
+        BoxTable(2 boxes, 2 frames)
+        """
+        frames = np.asarray(frames, np.int64).reshape(-1)
+        count = len(frames)
+        return cls(
+            frames=frames,
+            ids=np.asarray(ids, np.int64).reshape(-1),
+            xyxy=np.asarray(xyxy, np.float64).reshape(-1, 4),
+            scores=np.ones(count) if scores is None else np.asarray(scores, np.float64).reshape(-1),
+            categories=("",) * count if categories is None else tuple(categories),
+            ignored=np.zeros(count, np.bool_) if ignored is None else np.asarray(ignored, np.bool_).reshape(-1),
+            visibility=np.ones(count) if visibility is None else np.asarray(visibility, np.float64).reshape(-1),
+        )
+
+    @classmethod
+    def empty(cls) -> BoxTable:
+        """No boxes."""
+        return cls.make([], [], [])
+
+    @property
+    def num_frames(self) -> int:
+        """One more than the last frame that holds a box."""
+        return int(self.frames.max()) + 1 if len(self) else 0
+
+    def select(self, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> BoxTable:
+        """The rows of a bool mask ``(N,)`` or of an index array."""
+        rows = np.arange(len(self))[which]
+        return BoxTable(
+            frames=self.frames[rows],
+            ids=self.ids[rows],
+            xyxy=self.xyxy[rows],
+            scores=self.scores[rows],
+            categories=tuple(self.categories[r] for r in rows),
+            ignored=self.ignored[rows],
+            visibility=self.visibility[rows],
+        )
+
+    def of_categories(self, names: Sequence[str]) -> BoxTable:
+        """The rows whose category is one of ``names``."""
+        return self.select(np.array([c in names for c in self.categories], np.bool_))
+
+    def by_frame(self, num_frames: int) -> list[IntArray]:
+        """The row numbers of every frame ``0 .. num_frames - 1``, in the table's order."""
+        order = np.argsort(self.frames, kind="stable")
+        starts = np.searchsorted(self.frames[order], np.arange(num_frames + 1))
+        return [order[starts[i] : starts[i + 1]] for i in range(num_frames)]
+
+    def every(self, step: int, offset: int = 0) -> BoxTable:
+        """Frames ``offset, offset + step, ...`` only, renumbered from 0.
+
+        >>> BoxTable.make([0, 1, 5], [1, 1, 1], [[0, 0, 1, 1]] * 3).every(5).frames.tolist()
+        [0, 1]
+        """
+        kept = self.select(np.flatnonzero((self.frames >= offset) & ((self.frames - offset) % step == 0)))
+        return dataclasses.replace(kept, frames=(kept.frames - offset) // step)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipCounts:
+    """What :func:`to_detections` did to the boxes.
+
+    Attributes:
+        clipped: Boxes that reached over the border and were cut to it.
+        skipped: Boxes without area inside the image, left out.
+    """
+
+    clipped: int
+    skipped: int
+
+    def warning(self, source: object) -> str | None:
+        """One line that says so, or None when nothing was changed."""
+        if not (self.clipped or self.skipped):
+            return None
+        return f"{source}: {self.clipped} boxes clipped to the image, {self.skipped} without area skipped"
+
+
+def to_detections(table: BoxTable, image_hw: tuple[int, int]) -> tuple[dict[int, Detections], ClipCounts]:
+    """Detections by 0-based frame index, clipped to the image.
+
+    Args:
+        table: The boxes; identities are dropped (a detection has none).
+        image_hw: Size of a frame in pixels.
+
+    Returns:
+        Detections of every frame that keeps a box, and how many boxes were clipped and skipped.
+    """
+    height, width = image_hw
+    limits = np.array([width, height, width, height], np.float64)
+    inside = np.clip(table.xyxy, 0, limits)
+    # A box the file gives without area (or inside out) must not be repaired by the clipping above.
+    sizes = np.concatenate([inside[:, 2:] - inside[:, :2], table.xyxy[:, 2:] - table.xyxy[:, :2]], axis=1)
+    has_area: BoolArray = (sizes > 0).all(axis=1)
+    clipped = int((has_area & (inside != table.xyxy).any(axis=1)).sum())
+    kept = dataclasses.replace(table, xyxy=inside).select(np.flatnonzero(has_area))
+    found: dict[int, Detections] = {}
+    for frame, rows in enumerate(kept.by_frame(kept.num_frames)):
+        if len(rows):
+            found[frame] = Detections(
+                xyxy=kept.xyxy[rows].astype(np.float32),
+                scores=kept.scores[rows].astype(np.float32),
+                categories=tuple(kept.categories[r] for r in rows),
+                object_ids=np.zeros(len(rows), np.int64),
+            )
+    return found, ClipCounts(clipped=clipped, skipped=int((~has_area).sum()))
+
+
+def from_tracks(tracks: Mapping[int, Sequence[tuple[int, Sequence[float]]]]) -> BoxTable:
+    """A table from ``{frame index: [(track id, xyxy), ...]}``, for scoring results held in memory.
+
+    >>> from_tracks({3: [(1, (0, 0, 2, 2))]}).frames.tolist()
+    [3]
+    """
+    rows = [(frame, track_id, xyxy) for frame, found in tracks.items() for track_id, xyxy in found]
+    return BoxTable.make([r[0] for r in rows], [r[1] for r in rows], [list(r[2]) for r in rows])
+
+
+def check_frame(where: str, frame: int, num_frames: int | None, *, first: int = 1) -> None:
+    """Refuse a frame number that the video does not have.
+
+    Args:
+        where: File and line for the message.
+        frame: The number as written in the file.
+        num_frames: Frames of the video; None when unknown, then nothing is checked.
+        first: What the file calls the first frame.
+
+    Raises:
+        LabelFileError: The frame does not exist; the message holds both counts.
+    """
+    if num_frames is not None and frame >= num_frames + first:
+        raise LabelFileError(
+            f"{where}: needs at least {frame - first + 1} frames (frame {frame}), but the video has {num_frames}; "
+            f"is the file for another video?"
+        )
