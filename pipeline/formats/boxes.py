@@ -163,7 +163,7 @@ def to_detections(table: BoxTable, image_hw: tuple[int, int]) -> tuple[dict[int,
     inside = np.clip(table.xyxy, 0, limits)
     # A box the file gives without area (or inside out) must not be repaired by the clipping above.
     sizes = np.concatenate([inside[:, 2:] - inside[:, :2], table.xyxy[:, 2:] - table.xyxy[:, :2]], axis=1)
-    has_area: BoolArray = (sizes > 0).all(axis=1)
+    has_area = np.asarray((sizes > 0).all(axis=1), np.bool_)
     clipped = int((has_area & (inside != table.xyxy).any(axis=1)).sum())
     kept = dataclasses.replace(table, xyxy=inside).select(np.flatnonzero(has_area))
     found: dict[int, Detections] = {}

@@ -1,0 +1,247 @@
+"""MOTChallenge folders: one sequence or many, ``seqinfo.ini``, and MOT17's three copies a sequence.
+
+Layout (MOT15, 16, 17, 20 and everything made like them)::
+
+    ROOT/[train|test|val/]NAME/seqinfo.ini  img1/000001.jpg  gt/gt.txt  det/det.txt
+
+MOT17 has every sequence three times, ``MOT17-02-DPM``, ``-FRCNN`` and ``-SDP``: the same images and truth with the
+detections of three detectors.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from pipeline.errors import LabelFileError, MediaError
+from pipeline.formats.image_folder import IMAGE_SUFFIXES, probe_folder
+from pipeline.records import VideoInfo
+
+DETECTORS = ("DPM", "FRCNN", "SDP")
+SPLITS = ("train", "val", "test")
+#: Frame rate taken where no ``seqinfo.ini`` says one; only times in seconds depend on it.
+DEFAULT_FRAME_RATE = Fraction(30)
+_DETECTOR_SUFFIX = re.compile(rf"-({'|'.join(DETECTORS)})$")
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInfo:
+    """What a ``seqinfo.ini`` says; None or the default where it is silent.
+
+    Attributes:
+        name: The sequence's name.
+        image_folder: Folder of the images, relative to the sequence.
+        frame_rate: Frames a second.
+        num_frames: Length of the sequence.
+        image_hw: Height and width in pixels.
+    """
+
+    name: str
+    image_folder: str = "img1"
+    frame_rate: Fraction | None = None
+    num_frames: int | None = None
+    image_hw: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MotSequence:
+    """One sequence folder.
+
+    Attributes:
+        folder: Where it is.
+        info: Its ``seqinfo.ini``, or the defaults.
+        has_ini: Whether there is a ``seqinfo.ini``.
+    """
+
+    folder: Path
+    info: SequenceInfo
+    has_ini: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which results are named after."""
+        return self.folder.name
+
+    @property
+    def detector(self) -> str | None:
+        """MOT17's detector suffix, if any.
+
+        >>> MotSequence(Path("MOT17-02-SDP"), SequenceInfo("MOT17-02-SDP"), True).detector
+        'SDP'
+        """
+        match = _DETECTOR_SUFFIX.search(self.name)
+        return match.group(1) if match else None
+
+    @property
+    def base_name(self) -> str:
+        """The name without the detector suffix."""
+        return _DETECTOR_SUFFIX.sub("", self.name)
+
+    @property
+    def image_dir(self) -> Path:
+        """Folder of the images."""
+        return self.folder / self.info.image_folder
+
+    @property
+    def gt_path(self) -> Path:
+        """The ground truth; test splits have none."""
+        return self.folder / "gt" / "gt.txt"
+
+    @property
+    def det_path(self) -> Path:
+        """The public detections."""
+        return self.folder / "det" / "det.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSequence:
+    """A sequence whose images are there.
+
+    Attributes:
+        sequence: The folder.
+        video: Facts for the pipeline; size and length come from the images.
+        warnings: What the user should know, one line each.
+    """
+
+    sequence: MotSequence
+    video: VideoInfo
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_seqinfo(path: Path) -> SequenceInfo:
+    """Read a ``seqinfo.ini``.
+
+    Raises:
+        LabelFileError: No INI file, no ``[Sequence]`` section, or a value that is no positive number.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
+        section = parser["Sequence"]
+    except (configparser.Error, KeyError, UnicodeDecodeError) as error:
+        raise LabelFileError(f"{path}: not a seqinfo.ini: {' '.join(str(error).split())}") from error
+
+    def number(key: str) -> Fraction | None:
+        text = section.get(key)
+        if text is None:
+            return None
+        try:
+            value = Fraction(text.strip())
+        except (ValueError, ZeroDivisionError) as error:
+            raise LabelFileError(f"{path}: {key} = {text!r} is no number") from error
+        if value <= 0:
+            raise LabelFileError(f"{path}: {key} must be positive, got {text}")
+        return value
+
+    height, width, length = number("imHeight"), number("imWidth"), number("seqLength")
+    return SequenceInfo(
+        name=section.get("name", path.parent.name),
+        image_folder=section.get("imDir", "img1"),
+        frame_rate=number("frameRate"),
+        num_frames=None if length is None else int(length),
+        image_hw=None if height is None or width is None else (int(height), int(width)),
+    )
+
+
+def load_sequence(folder: Path) -> MotSequence:
+    """Facts about a sequence folder; images are not needed.
+
+    Raises:
+        LabelFileError: The folder is no MOT sequence, or its ``seqinfo.ini`` is broken.
+    """
+    if not is_sequence(folder):
+        raise LabelFileError(
+            f"{folder}: not a MOT sequence; expected seqinfo.ini, or img1/ with gt/gt.txt or det/det.txt"
+        )
+    ini = folder / "seqinfo.ini"
+    if ini.is_file():
+        return MotSequence(folder, read_seqinfo(ini), has_ini=True)
+    return MotSequence(folder, SequenceInfo(folder.name), has_ini=False)
+
+
+def is_sequence(folder: Path) -> bool:
+    """Whether a folder is laid out as one sequence."""
+    labels = (folder / "gt" / "gt.txt").is_file() or (folder / "det" / "det.txt").is_file()
+    return (folder / "seqinfo.ini").is_file() or labels or _has_images(folder / "img1")
+
+
+def open_sequence(folder: Path) -> OpenedSequence:
+    """A sequence with its images; a missing ``seqinfo.ini`` is made up for from them, with a warning.
+
+    Raises:
+        LabelFileError: The folder is no MOT sequence.
+        MediaError: It has no images, or images of different sizes.
+    """
+    sequence = load_sequence(folder)
+    info = sequence.info
+    warnings = []
+    if not sequence.has_ini:
+        warnings.append(
+            f"{folder}: no seqinfo.ini, going on from the images at {DEFAULT_FRAME_RATE} frames a second"
+        )
+    if not sequence.image_dir.is_dir():
+        raise MediaError(f"{sequence.image_dir}: is missing; tracking needs the sequence's images")
+    video = probe_folder(sequence.image_dir, info.frame_rate or DEFAULT_FRAME_RATE)
+    if info.num_frames not in (None, video.num_frames):
+        warnings.append(
+            f"{folder}: seqinfo.ini says {info.num_frames} frames, the folder holds {video.num_frames}; "
+            "going on with the images"
+        )
+    if info.image_hw not in (None, video.image_hw):
+        warnings.append(f"{folder}: seqinfo.ini says {info.image_hw} (h, w), the images are {video.image_hw}")
+    return OpenedSequence(sequence, video, warnings)
+
+
+def find_sequences(
+    root: Path, *, split: str | None = None, names: Sequence[str] = (), detector: str | None = None
+) -> list[MotSequence]:
+    """The sequences under a folder, sorted by name.
+
+    Args:
+        root: A sequence, a folder of sequences, or a folder of splits of them.
+        split: Only this subfolder.
+        names: Only these; a MOT17 name without suffix stands for all three detectors.
+        detector: Of MOT17's three copies only this one.
+
+    Raises:
+        LabelFileError: There is none, or one of ``names`` is missing.
+    """
+    if not root.is_dir():
+        raise LabelFileError(f"{root}: is no folder")
+    folders = _sequence_folders(root, split)
+    found = [load_sequence(folder) for folder in folders]
+    if detector is not None:
+        found = [s for s in found if s.detector in (None, detector)]
+    missing = [n for n in names if not any(n in (s.name, s.base_name) for s in found)]
+    if missing:
+        there = ", ".join(s.name for s in found) or "none"
+        raise LabelFileError(f"{root}: no sequence {', '.join(missing)}; there are: {there}")
+    if names:
+        found = [s for s in found if s.name in names or s.base_name in names]
+    if not found:
+        raise LabelFileError(
+            f"{root}: holds no MOT sequence (folders with seqinfo.ini, or img1/ with gt/gt.txt or det/det.txt)"
+        )
+    return found
+
+
+def _sequence_folders(root: Path, split: str | None) -> list[Path]:
+    if split is not None:
+        if not (root / split).is_dir():
+            raise LabelFileError(f"{root}: has no split '{split}'")
+        root = root / split
+    elif is_sequence(root):
+        return [root]
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and is_sequence(p))
+    if not folders and split is None:
+        splits = [root / name for name in SPLITS if (root / name).is_dir()]
+        folders = [p for s in splits for p in sorted(s.iterdir()) if p.is_dir() and is_sequence(p)]
+    return folders
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
