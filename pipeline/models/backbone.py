@@ -99,7 +99,9 @@ class Backbone(nn.Module):
             returns replaces the tokens. None costs nothing.
     """
 
-    def __init__(self, vit: nn.Module, entry: BackboneEntry, *, stride_px: int | None, position: str | None) -> None:
+    def __init__(
+        self, vit: nn.Module, entry: BackboneEntry, *, stride_px: int | None, position: str | None
+    ) -> None:
         super().__init__()
         self.vit: Any = vit
         self.entry = entry
@@ -169,13 +171,17 @@ class Backbone(nn.Module):
             raise ConfigError("ask for at least one facet, for example key@11")
         specs = {str(spec): spec.resolved(self.num_layers) for spec in facets}
         if (saliency or cls) and not self.has_cls:
-            raise ConfigError(f"backbone '{self.name}' has no CLS token, so no CLS attention and no CLS descriptor")
+            raise ConfigError(
+                f"backbone '{self.name}' has no CLS token, so no CLS attention and no CLS descriptor"
+            )
         layers = [s.layer for s in specs.values() if s.facet != "token"] + [self.num_layers - 1] * (
             saliency or cls == "final"
         )
         for layer in layers:
             if not blocks.is_supported(self.vit.blocks[layer]):
-                raise ConfigError(f"backbone '{self.name}': its blocks give tokens only; valid facets: token@LAYER")
+                raise ConfigError(
+                    f"backbone '{self.name}': its blocks give tokens only; valid facets: token@LAYER"
+                )
         return _Wanted(specs, saliency, cls == "final", self.num_layers)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
@@ -312,7 +318,9 @@ def stretch(maps: Tensor) -> Tensor:
     """
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
+    return torch.where(
+        span > 0, (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)
+    )
 
 
 def load_backbone(

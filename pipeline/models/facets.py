@@ -76,8 +76,11 @@ def parse_facet(text: str) -> FacetSpec:
         ConfigError: The text is no facet spec, or names a facet that does not exist.
     """
     compact = text.strip().lower()
-    match = _SPEC.fullmatch(compact if "@" in compact else compact.replace(":norm", "") + "@-1"
-                            + (":norm" if compact.endswith(":norm") else ""))
+    match = _SPEC.fullmatch(
+        compact
+        if "@" in compact
+        else compact.replace(":norm", "") + "@-1" + (":norm" if compact.endswith(":norm") else "")
+    )
     if match is None:
         raise ConfigError(
             f"facet '{text}' is not written facet@layer or facet@layer:norm; facets: {', '.join(FACETS)}; "

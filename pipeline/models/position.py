@@ -23,7 +23,12 @@ from pipeline.models.registry import PositionConvention
 
 
 def resize_position_embedding(
-    embedding: Tensor, grid_hw: tuple[int, int], *, num_prefix: int, square_input: bool, convention: PositionConvention
+    embedding: Tensor,
+    grid_hw: tuple[int, int],
+    *,
+    num_prefix: int,
+    square_input: bool,
+    convention: PositionConvention,
 ) -> Tensor:
     """The position embedding for a grid.
 

@@ -94,7 +94,12 @@ def _entries() -> tuple[BackboneEntry, ...]:
     # The "qkvb" definitions keep the query and value biases of the official files.
     dinov3 = tuple(
         BackboneEntry(f"dinov3_{short}", f"vit_{long}_patch16_dinov3_qkvb", "lvd1689m", layout="dinov3")
-        for short, long in (("vits16", "small"), ("vits16plus", "small_plus"), ("vitb16", "base"), ("vitl16", "large"))
+        for short, long in (
+            ("vits16", "small"),
+            ("vits16plus", "small_plus"),
+            ("vitb16", "base"),
+            ("vitl16", "large"),
+        )
     )
     ibot = tuple(
         BackboneEntry(f"ibot_vit{s}16", f"vit_{long}_patch16_224")
@@ -138,8 +143,9 @@ def find_entry(name: str) -> BackboneEntry:
         raise ConfigError(f"backbone '{name}' is not supported: {_SIMMIM_REASON}")
     import difflib
 
-    import pipeline.torchvision_ops  # noqa: F401  (before timm)
     import timm
+
+    import pipeline.torchvision_ops  # noqa: F401  (before timm)
 
     timm_name, _, tag = name.partition(".")
     if not timm.is_model(timm_name):

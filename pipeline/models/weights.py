@@ -97,7 +97,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(f"{path}: cannot read the weights: {reason}") from error
     tensors = _unwrap(content)
@@ -170,7 +178,9 @@ def _from_dinov3(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[stem + "q_bias"], renamed[stem + "v_bias"] = query, bias
             continue
         name = key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
-        name = name.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x.").replace("mlp.w3.", "mlp.fc2.")
+        name = (
+            name.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x.").replace("mlp.w3.", "mlp.fc2.")
+        )
         renamed[name.replace("storage_tokens", "reg_token")] = value
     return renamed
 
