@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pipeline.config import StrictModel
 from pipeline.errors import InputError, MediaError
 from pipeline.formats.image_folder import probe_folder, read_folder
-from pipeline.formats.video import READERS, ReadState, probe_video
+from pipeline.formats.video import READERS, ReadState, first_frame_index, probe_video
 from pipeline.records import Frame, VideoInfo
 
 
@@ -78,6 +78,13 @@ class Decoder:
             last = min(last, -int(-self.config.end_seconds * rate // 1))
         first = -int(-self.config.start_seconds * rate // 1)
         return max(0, -(-(last - first) // self.config.every))
+
+    def first_index(self) -> int:
+        """Index of the first frame that will come."""
+        start = self.config.start_seconds
+        if self.info.path.is_dir():
+            return -int(-start * self.info.frame_rate // 1)
+        return first_frame_index(self.info, start)
 
     def __call__(self) -> Iterator[Frame]:
         """The frames in order.

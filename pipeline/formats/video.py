@@ -114,6 +114,16 @@ def read_video(
         state.broken = _missing_end(stream, info, decoded, last_seconds)
 
 
+def first_frame_index(info: VideoInfo, start_seconds: float) -> int:
+    """Index of the first frame at or after ``start_seconds``, found without decoding."""
+    if start_seconds <= 0:
+        return 0
+    with _open(info.path) as container:
+        origin = _start_pts(_video_stream(container, info.path))
+    start_pts = origin + (start_seconds - 1e-9) / float(info.time_base)
+    return bisect.bisect_left(_packet_times(info.path, start_seconds), start_pts)
+
+
 def read_video_decord(
     info: VideoInfo, state: ReadState, *, start_seconds: float = 0.0, every: int = 1
 ) -> Iterator[Frame]:
@@ -197,7 +207,8 @@ def _packet_times(path: Path, start_seconds: float) -> list[int]:
 
 def _quarter_turns(raw: Any) -> int:
     """Counter-clockwise quarter turns that bring the frame upright, from its display matrix."""
-    return int(round(raw.rotation / 90)) % 4
+    turns: int = round(raw.rotation / 90) % 4
+    return turns
 
 
 def _to_rgb(raw: Any, info: VideoInfo, state: ReadState) -> npt.NDArray[np.uint8]:
