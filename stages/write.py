@@ -28,6 +28,7 @@ from pydantic import Field
 
 from pipeline.config import StrictModel
 from pipeline.errors import OutputError
+from pipeline.formats.mot import format_track
 from pipeline.formats.palette import write_indexed_png
 from pipeline.records import Packet, VideoInfo
 
@@ -126,15 +127,9 @@ class Writer:
 
 
 def _mot_lines(packet: Packet) -> str:
-    """The boxes seen in this frame as MOTChallenge lines: 1-based frames and pixel positions."""
-    lines = []
-    for track in packet.tracks or ():
-        if track.time_since_update == 0:
-            left, top, right, bottom = track.xyxy
-            box = f"{left + 1:.2f},{top + 1:.2f},{right - left:.2f},{bottom - top:.2f}"
-            score = track.score * track.confidence
-            lines.append(f"{packet.index + 1},{track.track_id},{box},{score:.4f},-1,-1,-1\n")
-    return "".join(lines)
+    """The boxes seen in this frame as MOTChallenge lines."""
+    seen = [track for track in packet.tracks or () if track.time_since_update == 0]
+    return "".join(f"{format_track(packet.index, track)}\n" for track in seen)
 
 
 class _AtomicText:

@@ -1,0 +1,65 @@
+"""The command line of liftstream: a thin front over the packages. ``liftstream`` is the same program."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+import typer
+
+COMMANDS: dict[str, str] = {
+    "run": "pipeline.commands.run:run",
+    "demo": "pipeline.commands.run:demo",
+}
+"""Every command and the function behind it; a name with a space belongs to a group."""
+
+GROUPS: dict[str, str] = {}
+"""The groups of commands and their help."""
+
+
+def build_app() -> typer.Typer:
+    """The typer application with every command registered."""
+    app = typer.Typer(
+        name="liftstream",
+        help="Stream videos through a frozen Vision Transformer: masks, parts and tracks.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for name, target in COMMANDS.items():
+        module, function = target.split(":")
+        owner, _, command = name.rpartition(" ")
+        (groups[owner] if owner else app).command(command)(getattr(importlib.import_module(module), function))
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 done; 1 failed during the run; 2 bad input, config or usage; 130 interrupted.
+    """
+    from pipeline.errors import LiftstreamError
+
+    try:
+        code = build_app()(args=arguments, standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except LiftstreamError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
