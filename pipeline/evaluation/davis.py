@@ -95,8 +95,8 @@ def _score_frame(sequence: DavisSequence, results: Path, name: str, num_objects:
     highest = int(prediction.max())
     if highest > num_objects:
         raise MaskError(
-            f"{path}: object {highest} in the result, but '{sequence.name}' has {num_objects} (the highest id of its "
-            "first annotation); the official rule refuses results with more objects than the truth"
+            f"{path}: object {highest} in the result, but '{sequence.name}' has {num_objects} (the highest id of "
+            "its first annotation); the official rule refuses results with more objects than the truth"
         )
     scores = []
     for number in range(1, num_objects + 1):

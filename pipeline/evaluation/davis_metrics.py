@@ -25,7 +25,7 @@ BOUND_TH = 0.008
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What DAVIS reports of a measure over frames: mean, recall (share above 0.5) and decay (first - last quarter)."""
+    """A measure over frames: mean, recall (share above 0.5), decay (first quarter less last quarter)."""
 
     mean: float
     recall: float
@@ -49,8 +49,8 @@ def region_similarity(prediction: BoolMask, truth: BoolMask, void: BoolMask | No
     """
     if void is not None:
         prediction, truth = prediction & ~void, truth & ~void
-    union = np.count_nonzero(prediction | truth)
-    return np.count_nonzero(prediction & truth) / union if union else 1.0
+    union = int(np.count_nonzero(prediction | truth))
+    return int(np.count_nonzero(prediction & truth)) / union if union else 1.0
 
 
 def boundary_map(mask: BoolMask) -> BoolMask:
@@ -84,12 +84,12 @@ def boundary_measure(
         prediction, truth = prediction & ~void, truth & ~void
     radius = bound_th if bound_th >= 1 else math.ceil(bound_th * math.hypot(*prediction.shape))
     found, wanted = boundary_map(prediction), boundary_map(truth)
-    num_found, num_wanted = np.count_nonzero(found), np.count_nonzero(wanted)
+    num_found, num_wanted = int(np.count_nonzero(found)), int(np.count_nonzero(wanted))
     if not num_found or not num_wanted:
         return 1.0 if num_found == num_wanted else 0.0
     found, wanted = _crop(found, wanted)
-    precision = np.count_nonzero(found & _dilate(wanted, radius)) / num_found
-    recall = np.count_nonzero(wanted & _dilate(found, radius)) / num_wanted
+    precision = int(np.count_nonzero(found & _dilate(wanted, radius))) / num_found
+    recall = int(np.count_nonzero(wanted & _dilate(found, radius))) / num_wanted
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -143,7 +143,7 @@ def _dilate(boundary: BoolMask, radius: float) -> BoolMask:
     offsets = np.arange(-reach, reach + 1)
     disk = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius**2).astype(np.uint8)
     dilated = cv2.dilate(boundary.astype(np.uint8), disk, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return dilated.astype(bool)
+    return np.asarray(dilated, dtype=np.bool_)
 
 
 def _nanmean(values: npt.NDArray[np.float64]) -> float:

@@ -85,7 +85,7 @@ def year_mask(values: npt.NDArray[np.uint8], year: Year) -> npt.NDArray[np.uint8
     if year == "2017":
         return values
     values = single_object(values)
-    return ((values != 0) & (values != VOID)).astype(np.uint8)
+    return np.asarray((values != 0) & (values != VOID), dtype=np.uint8)
 
 
 def open_davis(
@@ -117,7 +117,8 @@ def open_davis(
 
 def results_missing(sequence: DavisSequence, results: Path) -> list[str]:
     """Names of the files of one sequence that a folder of results lacks."""
-    return [f"{name}.png" for name in sequence.frame_names if not (results / sequence.name / f"{name}.png").is_file()]
+    files = [f"{name}.png" for name in sequence.frame_names]
+    return [file for file in files if not (results / sequence.name / file).is_file()]
 
 
 def _read_split(root: Path, year: Year, split: str) -> list[str]:
@@ -139,7 +140,8 @@ def _open_sequence(root: Path, name: str, year: Year) -> DavisSequence:
     for folder in (frames_dir, masks_dir):
         if not folder.is_dir():
             have = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-            raise MediaError(f"{folder}: no such sequence; there are: {', '.join(have[:12])}{', ...' * (len(have) > 12)}")
+            more = ", ..." if len(have) > 12 else ""
+            raise MediaError(f"{folder}: no such sequence; there are: {', '.join(have[:12])}{more}")
     names = tuple(sorted(p.stem for p in frames_dir.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"}))
     if not names:
         raise MediaError(f"{frames_dir}: no frames (JPEG or PNG pictures) in this sequence")

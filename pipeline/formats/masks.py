@@ -27,7 +27,7 @@ def single_object(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """
     present = np.unique(values)
     if present[-1] == VOID and np.isin(present, (0, VOID)).all():
-        return (values == VOID).astype(np.uint8)
+        return np.asarray(values == VOID, dtype=np.uint8)
     return values
 
 

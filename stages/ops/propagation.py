@@ -95,7 +95,7 @@ def propagate_labels(
     contexts: Sequence[Tensor],
     labels: Sequence[Tensor],
     *,
-    windows: Window | Sequence[Window] = Window(),  # noqa: B008 - frozen
+    windows: Window | Sequence[Window] = Window(),
     top_k: int = 5,
     temperature: float = 0.1,
     keep_ties: bool = True,
@@ -246,7 +246,7 @@ class _Scores:
     labels: Tensor
 
     def largest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The ``count`` largest similarities of each cell ``(Q, count)`` and their flat position; fewer if short."""
+        """The largest similarities of each cell and their flat positions, ``(Q, count)`` or what there is."""
         blocks, columns, cells = self.similarity.shape
         candidates = self.similarity.amax(dim=1).topk(min(count, blocks), dim=0).indices.T
         device = self.similarity.device
@@ -290,7 +290,7 @@ class _Selection:
         return votes, top.values[:, 0]
 
     def _vote_of_ties(self, scored: list[_Scores], best: Tensor, threshold: Tensor, tied: Tensor) -> Tensor:
-        """The same by weighing every cell at least as similar as the k-th, for the cells where that is more than k."""
+        """Votes where more than k cells are at least as similar as the k-th: every one of them counts."""
         votes: Tensor | None = None
         total: Tensor | None = None
         for scores in scored:
@@ -299,7 +299,8 @@ class _Selection:
             part = scores.labels.flatten(1) @ weights
             votes = part if votes is None else votes + part
             total = weights.sum(0) if total is None else total + weights.sum(0)
-        assert votes is not None and total is not None
+        assert votes is not None
+        assert total is not None
         return votes / total
 
 
@@ -363,7 +364,7 @@ def _check(
     target: Tensor, contexts: Sequence[Tensor], labels: Sequence[Tensor], top_k: int, temperature: float
 ) -> None:
     if not contexts or len(contexts) != len(labels):
-        raise ValueError(f"need as many labels as contexts and at least one, got {len(labels)} and {len(contexts)}")
+        raise ValueError(f"need one label map a context and at least one, got {len(labels)} and {len(contexts)}")
     if top_k < 1 or temperature <= 0:
         raise ValueError(f"top_k and temperature must be positive, got {top_k} and {temperature}")
     for context, label in zip(contexts, labels, strict=True):
@@ -371,5 +372,5 @@ def _check(
             raise ValueError(f"contexts must be {tuple(target.shape)} like the target, got {tuple(context.shape)}")
         if label.shape[0] != labels[0].shape[0] or label.shape[1:] != target.shape[1:]:
             raise ValueError(
-                f"labels must be (K, h, w) with h, w = {tuple(target.shape[1:])} and one K, got {tuple(label.shape)}"
+                f"labels must be (K, h, w), h and w {tuple(target.shape[1:])}, one K; got {tuple(label.shape)}"
             )

@@ -1,0 +1,286 @@
+"""Propagate: object masks carried from frame to frame by the similarity of dense features.
+
+Objects come from given masks (of any frame; later ones add objects or correct them) or, without any, from the
+foreground that co-segmentation found. The defaults are DINO's DAVIS protocol (Caron et al. 2021, section 4.2.2):
+the first frame and the 7 before, radius 12, top-5, temperature 0.1.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import StrictModel
+from pipeline.errors import ConfigError
+from pipeline.formats.masks import VOID, object_ids
+from pipeline.records import Features, LabelMap, Packet, PatchGrid
+from stages.ops.instances import split_instances
+from stages.ops.label_maps import Sampling, Stretch, decode_labels, encode_mask
+from stages.ops.label_memory import LabelMemory, Memory, merge_channels
+from stages.ops.propagation import Window, propagate_labels
+
+IndexMask = npt.NDArray[np.uint8]
+MAX_OBJECTS = VOID - 1
+MAX_WARNINGS = 50
+
+
+class PropagateConfig(StrictModel):
+    """How labels are carried on; every field is explained in ``configs/default.yaml``."""
+
+    enabled: bool = True
+    facets: tuple[str, ...] = ()
+    context_frames: int = Field(7, ge=0)
+    max_references: int = Field(8, ge=1)
+    prefix_copies: int = Field(0, ge=0)
+    radius_cells: float = Field(12, ge=0)
+    window: Literal["square", "disc", "disc_inclusive"] = "square"
+    window_on_references: bool = True
+    top_k: int = Field(5, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    keep_ties: bool = True
+    first_labels: Sampling = "nearest"
+    stretch: Stretch = "channel"
+    upsample_factor: int | None = Field(None, ge=1)
+    discover_every: int = Field(0, ge=0)
+    max_bytes: int = Field(256 * 2**20, ge=2**20)
+
+
+@dataclass(slots=True)
+class _Objects:
+    """The objects known so far; an object's place in ``ids`` plus 1 is its channel, for ever."""
+
+    ids: tuple[int, ...] = ()
+
+    def channels(self, ids: Iterable[int]) -> frozenset[int]:
+        return frozenset(self.ids.index(number) + 1 for number in ids)
+
+
+class Propagator:
+    """Carries the masks of one video forward. Ids never change; a new video needs a new Propagator.
+
+    Args:
+        config: How.
+        masks: uint8 ``(H, W)`` index masks by 0-based frame index. None takes objects from ``packet.parts``.
+    """
+
+    def __init__(self, config: PropagateConfig, *, masks: Mapping[int, IndexMask] | None = None) -> None:
+        self.config = config
+        self.warnings: list[str] = []
+        self._masks = masks
+        self._objects = _Objects()
+        self._memory = LabelMemory(
+            config.context_frames, max_references=config.max_references, prefix_copies=config.prefix_copies
+        )
+        self._window, self._reference_window = _windows(config)
+        self._last_discovery: int | None = None
+        self._started_at: dict[int, int] = {}
+        self._confidence: dict[int, array[float]] = {}
+        self._frames = 0
+
+    def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+        """Add ``labels`` to every packet.
+
+        Raises:
+            ConfigError: Packets without features, or without a facet the config asks for.
+        """
+        for packet in packets:
+            yield replace(packet, labels=self._step(packet))
+
+    def report(self) -> dict[str, Any]:
+        """Facts for ``run.json``: ids, the frame each began at, and the confidence in every frame since."""
+        return {
+            "objects": [
+                {
+                    "id": number,
+                    "first_frame": self._started_at[number],
+                    "confidence": [round(value, 3) for value in self._confidence[number]],
+                }
+                for number in self._objects.ids
+            ],
+            "references": [memory.frame_index for memory in self._memory.references],
+        }
+
+    def _step(self, packet: Packet) -> LabelMap:
+        if packet.features is None:
+            raise ConfigError("propagate needs features: switch extract on")
+        grid = packet.features.grid
+        descriptors = self._descriptors(packet.features)
+        carried = self._carry(descriptors, grid)
+        given = self._given(packet, carried)
+        labels = self._take(packet.index, descriptors, carried, given, grid) if given is not None else carried
+        if given is None and not self._memory.empty:
+            self._memory.push(Memory(packet.index, descriptors, labels.probs))
+        self._remember_confidence(packet.index, labels)
+        return labels
+
+    def _descriptors(self, features: Features) -> Tensor:
+        """The facets to compare, each L2-normalised and all together again: ``(C, h, w)``, channels last."""
+        maps = [features.data]
+        if self.config.facets:
+            missing = [name for name in self.config.facets if name not in features.extra and name != "data"]
+            if missing:
+                raise ConfigError(
+                    f"propagate.facets: '{missing[0]}' is not extracted; there are: data, "
+                    f"{', '.join(sorted(features.extra)) or 'no others'} (see extract.facets)"
+                )
+            maps = [features.data if name == "data" else features.extra[name] for name in self.config.facets]
+        joint = torch.cat([F.normalize(values.to(torch.float32), dim=0) for values in maps])
+        if len(maps) > 1:
+            joint = joint / len(maps) ** 0.5
+        return joint.contiguous(memory_format=torch.preserve_format).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+    def _carry(self, descriptors: Tensor, grid: PatchGrid) -> LabelMap:
+        """Labels of a frame from the memory alone; without memory all is background."""
+        if self._memory.empty:
+            probs = torch.ones((1, *grid.grid_hw), device=descriptors.device)
+            return LabelMap(probs, (), np.zeros(grid.image_hw, np.uint8))
+        entries = self._memory.entries()
+        num_references = len(self._memory.references)
+        windows = [self._reference_window] * num_references + [self._window] * (len(entries) - num_references)
+        probs = self._propagate(descriptors, entries, windows)
+        mask = self._decode(probs, grid)
+        return LabelMap(probs, self._objects.ids, mask, _confidence(probs))
+
+    def _propagate(self, target: Tensor, entries: Sequence[Memory], windows: Window | Sequence[Window]) -> Tensor:
+        return propagate_labels(
+            target,
+            [memory.descriptors for memory in entries],
+            [memory.labels for memory in entries],
+            windows=windows,
+            top_k=self.config.top_k,
+            temperature=self.config.temperature,
+            keep_ties=self.config.keep_ties,
+            max_bytes=self.config.max_bytes,
+        ).labels
+
+    def _decode(self, probs: Tensor, grid: PatchGrid) -> IndexMask:
+        return decode_labels(
+            probs,
+            self._objects.ids,
+            grid,
+            stretch=self.config.stretch,
+            upsample_factor=self.config.upsample_factor,
+        )
+
+    def _given(self, packet: Packet, carried: LabelMap) -> IndexMask | None:
+        """The mask to take for this frame, None where there is none or it has no object."""
+        if self._masks is not None:
+            mask = self._masks.get(packet.index)
+            return mask if mask is not None and object_ids(mask) else None
+        return self._discover(packet, carried)
+
+    def _take(
+        self, index: int, descriptors: Tensor, carried: LabelMap, given: IndexMask, grid: PatchGrid
+    ) -> LabelMap:
+        """Lay a given mask over the carried labels and keep the frame as a reference."""
+        ids = object_ids(given)
+        fresh_ids = tuple(number for number in ids if number not in self._objects.ids)
+        self._objects.ids += fresh_ids
+        channels = self._objects.channels(ids)
+        encoded = encode_mask(given, ids, grid, sampling=self.config.first_labels, device=descriptors.device)
+        for number in encoded.rescued:
+            self._warn(f"frame {index}: object {number} is smaller than a cell of the grid; kept at its best cell")
+        self._memory.widen(len(self._objects.ids) + 1)
+        fresh = torch.zeros((len(self._objects.ids) + 1, *grid.grid_hw), device=descriptors.device)
+        fresh[0] = encoded.labels[0]
+        for position, number in enumerate(ids):
+            fresh[self._objects.ids.index(number) + 1] = encoded.labels[position + 1]
+        before = F.pad(carried.probs, (0, 0, 0, 0, 0, len(self._objects.ids) + 1 - carried.probs.shape[0]))
+        probs = merge_channels(before, fresh, channels)
+        reference = Memory(index, descriptors, probs, channels)
+        self._back_fill(reference)
+        dropped = self._memory.add_reference(reference)
+        if dropped is not None:
+            limit = self.config.max_references
+            self._warn(f"frame {index}: more than {limit} given masks; forgot that of frame {dropped}")
+        mask = np.where(np.isin(carried.index_mask, ids), np.uint8(0), carried.index_mask)
+        mask = np.where(np.isin(given, ids), given, mask)
+        for number in fresh_ids:
+            self._started_at[number] = index
+            self._confidence[number] = array("f")
+        sure = tuple(
+            1.0 if number in ids else carried.confidence[position]
+            for position, number in enumerate(self._objects.ids)
+        )
+        return LabelMap(probs, self._objects.ids, mask, sure)
+
+    def _back_fill(self, reference: Memory) -> None:
+        """Label the objects given now in the frames remembered from before.
+
+        Without it the old frames, in which nobody knew the object, would vote it away again at once.
+        """
+        changed = []
+        for memory in self._memory.entries():
+            channels = reference.given - memory.given
+            if channels:
+                fresh = self._propagate(memory.descriptors, [reference], self._window)
+                memory = replace(memory, labels=merge_channels(memory.labels, fresh, channels))
+            changed.append(memory)
+        self._memory.replace_all(tuple(changed))
+
+    def _discover(self, packet: Packet, carried: LabelMap) -> IndexMask | None:
+        """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames."""
+        every = self.config.discover_every
+        due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
+        if packet.parts is None or packet.features is None or not due:
+            return None
+        descriptors = packet.features.data.detach().to("cpu", torch.float32).numpy()
+        instances = split_instances(packet.parts.foreground, descriptors)
+        if not instances.any():
+            return None
+        self._last_discovery = packet.index
+        numbers = range(1, int(instances.max()) + 1)
+        onehot = torch.stack([torch.from_numpy(instances == number) for number in numbers])
+        nearest = packet.features.grid.upsample(onehot.to(torch.float32)).argmax(0).numpy()
+        return self._unclaimed(nearest, packet.parts.index_mask > 0, carried)
+
+    def _unclaimed(
+        self, nearest: npt.NDArray[np.int64], foreground: npt.NDArray[np.bool_], carried: LabelMap
+    ) -> IndexMask | None:
+        """The instances that no known object covers by half, under new ids."""
+        mask = np.zeros(foreground.shape, np.uint8)
+        next_id = max(self._objects.ids, default=0) + 1
+        for instance in range(int(nearest.max()) + 1):
+            pixels = foreground & (nearest == instance)
+            claimed = np.count_nonzero(carried.index_mask[pixels])
+            if pixels.any() and claimed < 0.5 * np.count_nonzero(pixels) and next_id <= MAX_OBJECTS:
+                mask[pixels & (carried.index_mask == 0)] = next_id
+                next_id += 1
+        return mask if mask.any() else None
+
+    def _remember_confidence(self, index: int, labels: LabelMap) -> None:
+        for number, value in zip(labels.object_ids, labels.confidence, strict=True):
+            self._confidence[number].append(value)
+        self._frames += 1
+
+    def _warn(self, message: str) -> None:
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(message)
+
+
+def _windows(config: PropagateConfig) -> tuple[Window, Window]:
+    window = Window(
+        config.radius_cells or None,
+        "square" if config.window == "square" else "disc",
+        inclusive=config.window == "disc_inclusive",
+    )
+    return window, window if config.window_on_references else Window(None)
+
+
+def _confidence(probs: Tensor) -> tuple[float, ...]:
+    """For each object the mean share of the votes it has in the cells it wins; 0 where it wins none."""
+    winners = probs.argmax(0)
+    values = []
+    for channel in range(1, probs.shape[0]):
+        won = winners == channel
+        values.append(float(probs[channel][won].mean()) if bool(won.any()) else 0.0)
+    return tuple(values)
