@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 
-import click
 import typer
 
 COMMANDS: dict[str, str] = {
@@ -46,19 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
     from pipeline.errors import LiftstreamError
 
     try:
-        code = build_app()(args=arguments, standalone_mode=False)
-        return int(code or 0)
-    except click.exceptions.Exit as error:
-        return int(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
+        build_app()(args=arguments)
+    except SystemExit as ended:  # typer's way to end a command: it has printed usage errors already
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except LiftstreamError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    return 0
 
 
 if __name__ == "__main__":
