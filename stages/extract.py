@@ -1,33 +1,41 @@
 """Stage 2: dense features of every frame from a frozen ViT.
 
-Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once. What
-leaves is one packet a frame, in order, with its features on the backbone's device.
+Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once, with
+LiFT right behind it. What leaves is one packet a frame, in order, with its features on the backbone's device.
+On CUDA nothing here waits for the device: while it computes a batch, the next one is decoded, resized and copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
 
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
 from pipeline.grid import PatchGrid
 from pipeline.models.backbone import Backbone, load_backbone
+from pipeline.models.device import Precision, autocast, pick_device, pick_precision, store_matmul_weights
 from pipeline.models.facets import FacetSpec, parse_facet
 from pipeline.models.registry import PositionConvention
 from pipeline.records import Features, Frame, Packet
-from stages.ops.resize import ResizeMethod, model_input_size, resize_image
-from stages.ops.saliency import SaliencyCue, first_component_saliency
+from stages.ops.high_variance import HighVarianceFilter
+from stages.ops.log_binning import log_bin
+from stages.ops.resize import ResizeMethod, model_input_size
+from stages.ops.saliency import SaliencyCue, SaliencyEstimator, pick_cue
+from stages.ops.sinder import DefectSmoother
+from stages.ops.singular_directions import defect_directions
+from stages.ops.upload import Uploader
 
 
 class ExtractConfig(StrictModel):
-    """Settings of the extract stage; every field is explained in ``configs/default.yaml``."""
+    """Settings of the extract stage; ``configs/default.yaml`` explains every field."""
 
     enabled: bool = True
     backbone: str = "dinov2_vits14"
@@ -40,14 +48,18 @@ class ExtractConfig(StrictModel):
     stride_px: PositiveInt | None = None
     position: PositionConvention | None = None
     std_r: Annotated[float, Field(gt=0)] | None = None
+    log_bins: NonNegativeInt = 0
     normalize: bool = False
     saliency: SaliencyCue = "auto"
     cls: Literal["facet", "final", "none"] = "facet"
     lift: str = "none"
     lift_iterations: PositiveInt = 1
+    repair: Literal["none", "smooth"] = "none"
+    drop_high_variance: NonNegativeInt = 0
+    high_variance_indices: tuple[NonNegativeInt, ...] | None = None
     batch_size: PositiveInt | Literal["auto"] = "auto"
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _check_facets(self) -> ExtractConfig:
@@ -64,8 +76,8 @@ class ExtractConfig(StrictModel):
 class Extractor:
     """Frames in, packets with features out, in order.
 
-    Invariant: every frame that goes in comes out; at most one batch of frames waits inside. The batch only ever
-    shrinks, when the device runs out of memory.
+    Invariant: every frame that goes in comes out; at most one batch of frames waits inside (and the sample that
+    high-variance channels are chosen from). The batch only ever shrinks, when the device runs out of memory.
     """
 
     def __init__(self, config: ExtractConfig, *, backbone: Backbone | None = None) -> None:
@@ -73,41 +85,71 @@ class Extractor:
 
         Args:
             config: The settings.
-            backbone: One that is loaded already; ``backbone``, ``weights``, ``stride_px``, ``position`` of the
-                config are not read then.
+            backbone: One that is loaded already, which then belongs to this object; ``backbone``, ``weights``,
+                ``stride_px`` and ``position`` of the config are not read.
 
         Raises:
-            ConfigError: A device that is not there, a facet, layer or stride that does not exist.
+            ConfigError: A device that is not there; a facet, layer, stride or cue that the model does not have.
             WeightsError: Weights that are missing or do not fit.
         """
         self.config = config
         self.warnings: list[str] = []
-        self.device = _pick_device(config.device)
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
         self.backbone = backbone or load_backbone(
-            config.backbone,
-            weights=config.weights,
-            stride_px=config.stride_px,
-            position=config.position,
+            config.backbone, weights=config.weights, stride_px=config.stride_px, position=config.position
         )
-        self.backbone.to(self.device)
         self.facets: tuple[FacetSpec, ...] = tuple(parse_facet(text) for text in config.facets)
+        self._names = [str(spec) for spec in self.facets]
         for spec in self.facets:
             spec.resolved(self.backbone.num_layers)
-        self.precision = _pick_precision(config.precision, self.device)
+        self.cue = pick_cue(config.saliency, self.backbone)
+        self._saliency = SaliencyEstimator(self.cue)
+        self._lift = _load_lift(config, self.backbone, self.facets[0], self.device)
+        self._smoother = _attach_smoother(config, self.backbone)
+        self._filter = _channel_filter(config)
+        self.backbone.to(self.device)
+        store_matmul_weights(self.backbone.vit, self.precision)
         self.batch_size = config.batch_size if config.batch_size != "auto" else _default_batch(self.device)
-        self.cue = _pick_cue(config.saliency, self.backbone)
-        self.input_hw: tuple[int, int] | None = None
-        self.grid: PatchGrid | None = None
-        std = (config.std_r or self.backbone.std[0], *self.backbone.std[1:])
-        self._scale = torch.tensor([1 / (255 * s) for s in std], device=self.device).view(1, 3, 1, 1)
-        pairs = zip(self.backbone.mean, std, strict=True)
-        self._shift = torch.tensor([-m / s for m, s in pairs], device=self.device).view(1, 3, 1, 1)
+        self._upload = Uploader(self.device, config.resize)
+        self._scale, self._shift = _normalisation(config, self.backbone, self.device)
+        self._input_hw: tuple[int, int] | None = None
+        self._grid: PatchGrid | None = None
         self._num_frames = 0
 
     def __call__(self, packets: Iterable[Frame]) -> Iterator[Packet]:
         """Yield a packet with features for every frame."""
+        extracted = self._batches(packets)
+        for packet in extracted if self._filter is None else self._filter(extracted):
+            yield self._finish(packet)
+
+    def report(self) -> dict[str, Any]:
+        """Facts for ``run.json``."""
+        facts: dict[str, Any] = {
+            "backbone": self.backbone.name,
+            "weights_sha256": self.backbone.weights_sha256,
+            "facets": self._names,
+            "saliency": self.cue,
+            "device": str(self.device),
+            "precision": str(self.precision).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "stride_px": self.backbone.stride_px,
+            "position": self.backbone.position,
+            "input_hw": self._input_hw,
+            "grid_hw": None if self._grid is None else self._grid.grid_hw,
+            "frames": self._num_frames,
+        }
+        if self._lift is not None:
+            facts["lift"] = {"iterations": self.config.lift_iterations, **self._lift.report()}
+        if self._smoother is not None:
+            facts["repair"] = self._smoother.report()
+        if self._filter is not None:
+            facts["high_variance"] = self._filter.report()
+        return facts
+
+    def _batches(self, frames: Iterable[Frame]) -> Iterator[Packet]:
         batch: list[Frame] = []
-        for frame in packets:
+        for frame in frames:
             if batch and frame.image_hw != batch[0].image_hw:
                 yield from self._extract(batch)
                 batch = []
@@ -118,34 +160,20 @@ class Extractor:
         if batch:
             yield from self._extract(batch)
 
-    def report(self) -> dict[str, Any]:
-        """Facts for ``run.json``."""
-        return {
-            "backbone": self.backbone.name,
-            "weights_sha256": self.backbone.weights_sha256,
-            "facets": [str(spec) for spec in self.facets],
-            "saliency": self.cue,
-            "device": str(self.device),
-            "precision": str(self.precision).removeprefix("torch."),
-            "batch_size": self.batch_size,
-            "stride_px": self.backbone.stride_px,
-            "input_hw": self.input_hw,
-            "grid_hw": None if self.grid is None else self.grid.grid_hw,
-            "frames": self._num_frames,
-        }
-
     def _extract(self, frames: list[Frame]) -> Iterator[Packet]:
-        """Features of a batch; halves it as often as the device's memory demands."""
+        """Packets of a batch; halves it as often as the device's memory demands."""
+        features: list[Features] | None = None
         try:
-            packets = self._extract_batch(frames)
+            features = self._features(frames)
         except torch.OutOfMemoryError:
             if len(frames) == 1:
                 raise
-            packets = None
-        if packets is not None:
-            yield from packets
+        if features is not None:
+            self._num_frames += len(frames)
+            for frame, found in zip(frames, features, strict=True):
+                yield Packet(frame=frame, features=found)
             return
-        # Outside of the except block: the traceback would keep the failed batch's tensors alive.
+        # Not inside the except block: there the traceback keeps the failed batch's tensors alive.
         half = (len(frames) + 1) // 2
         if half < self.batch_size:
             self.batch_size = half
@@ -157,80 +185,106 @@ class Extractor:
         yield from self._extract(frames[:half])
         yield from self._extract(frames[half:])
 
-    def _extract_batch(self, frames: list[Frame]) -> list[Packet]:
-        input_hw = self._size_for(frames[0].image_hw)
-        stacked = np.stack([resize_image(frame.image, input_hw, self.config.resize) for frame in frames])
-        features = self._features(stacked, self.backbone.grid(frames[0].image_hw, input_hw))
-        self._num_frames += len(frames)
-        return [Packet(frame=frame, features=found) for frame, found in zip(frames, features, strict=True)]
-
-    def _size_for(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        self.input_hw = self.config.input_hw or model_input_size(
+    @torch.inference_mode()
+    def _features(self, frames: list[Frame]) -> list[Features]:
+        image_hw = frames[0].image_hw
+        input_hw = self.config.input_hw or model_input_size(
             image_hw, self.config.short_side, self.backbone.patch_px, self.config.long_side_multiple
         )
-        return self.input_hw
-
-    @torch.inference_mode()
-    def _features(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], grid: PatchGrid) -> list[Features]:
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
-        images = images.mul_(self._scale).add_(self._shift).contiguous()
-        autocast = (
-            nullcontext()
-            if self.precision == torch.float32
-            else torch.autocast(self.device.type, dtype=self.precision)
-        )
-        with autocast:
-            output = self.backbone(
-                images,
-                self.facets,
-                saliency=self.cue == "cls_attention",
-                cls=False if self.config.cls == "none" or not self.backbone.has_cls else self.config.cls,
-            )
+        pixels = self._upload([frame.image for frame in frames], input_hw)
+        images = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2).float(), self._scale)
+        cls: Any = self.config.cls if self.config.cls != "none" and self.backbone.has_cls else False
+        with autocast(self.device, self.precision):
+            output = self.backbone(images, self.facets, saliency=self.cue == "cls_attention", cls=cls)
         maps = {name: values.float() for name, values in output.maps.items()}
-        names = [str(spec) for spec in self.facets]
-        main = maps[names[0]]
-        saliency = output.saliency
-        if self.cue == "first_pc":
-            saliency = first_component_saliency(main)
-        if self.config.normalize:
-            maps = {name: F.normalize(values, dim=1) for name, values in maps.items()}
-            main = maps[names[0]]
-        self.grid = grid
+        saliency = self._saliency(output, maps[self._names[0]])
+        grid = self.backbone.grid(image_hw, input_hw)
+        if self._lift is not None:
+            maps, saliency, grid = self._lifted(images, maps, saliency, grid)
+        self._input_hw, self._grid = input_hw, grid
+        main, *further = self._names
         return [
             Features(
-                data=main[i],
+                data=maps[main][i],
                 grid=grid,
                 saliency=None if saliency is None else saliency[i],
                 cls=None if output.cls is None else output.cls[i].float(),
-                extra={name: maps[name][i] for name in names[1:]},
+                extra={name: maps[name][i] for name in further},
             )
-            for i in range(len(pixels))
+            for i in range(len(frames))
         ]
 
+    def _lifted(
+        self, images: Tensor, maps: dict[str, Tensor], saliency: Tensor | None, grid: PatchGrid
+    ) -> tuple[dict[str, Tensor], Tensor | None, PatchGrid]:
+        """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
+        main = self._names[0]
+        with autocast(self.device, self.precision):
+            lifted = self._lift.upsample(images, maps[main], self.config.lift_iterations).float()
+        for _ in range(self.config.lift_iterations):
+            grid = grid.doubled()
+        maps = {
+            name: lifted if name == main else F.interpolate(values, size=grid.grid_hw, mode="bilinear")
+            for name, values in maps.items()
+        }
+        if saliency is not None:
+            saliency = F.interpolate(saliency[:, None], size=grid.grid_hw, mode="bilinear")[:, 0]
+        return maps, saliency, grid
 
-def _pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device '{name}' does not exist; valid: auto, cpu, cuda, cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda': there is no CUDA device here; set device to auto or cpu")
-    return device
-
-
-def _pick_precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    @torch.inference_mode()
+    def _finish(self, packet: Packet) -> Packet:
+        """Log binning and normalisation, which see the channels that are left."""
+        features = packet.features
+        if features is None or not (self.config.log_bins or self.config.normalize):
+            return packet
+        data, extra = features.data, features.extra
+        if self.config.log_bins:
+            data = log_bin(data, self.config.log_bins)
+        if self.config.normalize:
+            data = F.normalize(data, dim=0)
+            extra = {name: F.normalize(values, dim=0) for name, values in extra.items()}
+        return replace(packet, features=replace(features, data=data, extra=extra))
 
 
 def _default_batch(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 4
 
 
-def _pick_cue(cue: SaliencyCue, backbone: Backbone) -> SaliencyCue:
-    if cue != "auto":
-        return cue
-    return "cls_attention" if backbone.name.startswith("dino_") else "first_pc"
+def _normalisation(config: ExtractConfig, backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset from uint8 to normalised values, each ``(1, 3, 1, 1)``."""
+    mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor((config.std_r or backbone.std[0], *backbone.std[1:]), device=device).view(1, 3, 1, 1)
+    return 1 / (255 * std), -mean / std
+
+
+def _channel_filter(config: ExtractConfig) -> HighVarianceFilter | None:
+    if not config.drop_high_variance and config.high_variance_indices is None:
+        return None
+    return HighVarianceFilter(config.drop_high_variance, indices=config.high_variance_indices)
+
+
+def _attach_smoother(config: ExtractConfig, backbone: Backbone) -> DefectSmoother | None:
+    """Mend defective tokens inside the backbone's forward, where the config asks for it."""
+    if config.repair == "none":
+        return None
+    directions = defect_directions(list(backbone.vit.blocks), fit="exact")
+    smoother = DefectSmoother(
+        directions.to(pick_device(config.device)), num_prefix_tokens=backbone.num_prefix_tokens
+    )
+    backbone.token_hook = smoother
+    return smoother
+
+
+def _load_lift(config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device) -> Any:
+    """The LiFT module for the main facet, or None.
+
+    Raises:
+        ConfigError: A file made for another backbone, facet or layer.
+    """
+    if config.lift == "none":
+        return None
+    from pipeline.models import lift
+
+    resolved = spec.resolved(backbone.num_layers)
+    path = lift.find_bundled(backbone.name, resolved) if config.lift == "auto" else Path(config.lift)
+    return None if path is None else lift.load_lift(path)

@@ -99,11 +99,18 @@ class Backbone(nn.Module):
             returns replaces the tokens. None costs nothing.
     """
 
+    vit: Any
+
     def __init__(
-        self, vit: nn.Module, entry: BackboneEntry, *, stride_px: int | None, position: str | None
+        self,
+        vit: Any,
+        entry: BackboneEntry,
+        *,
+        stride_px: int | None = None,
+        position: PositionConvention | None = None,
     ) -> None:
         super().__init__()
-        self.vit: Any = vit
+        self.vit = vit
         self.entry = entry
         self.name = entry.name
         self.patch_px = int(self.vit.patch_embed.patch_size[0])
@@ -115,7 +122,7 @@ class Backbone(nn.Module):
         self.has_cls = self.vit.cls_token is not None
         self.mean = entry.mean
         self.std = entry.std
-        self.position: PositionConvention = position or entry.position  # type: ignore[assignment]
+        self.position: PositionConvention = position or entry.position
         self.weights_sha256 = ""
         self.token_hook: TokenHook | None = None
         self._positions: dict[tuple[Any, ...], Tensor] = {}
@@ -171,9 +178,7 @@ class Backbone(nn.Module):
             raise ConfigError("ask for at least one facet, for example key@11")
         specs = {str(spec): spec.resolved(self.num_layers) for spec in facets}
         if (saliency or cls) and not self.has_cls:
-            raise ConfigError(
-                f"backbone '{self.name}' has no CLS token, so no CLS attention and no CLS descriptor"
-            )
+            raise ConfigError(f"backbone '{self.name}' has no CLS token: no CLS attention, no CLS descriptor")
         layers = [s.layer for s in specs.values() if s.facet != "token"] + [self.num_layers - 1] * (
             saliency or cls == "final"
         )
@@ -284,7 +289,7 @@ class Backbone(nn.Module):
             descriptor = self.vit.norm(wanted.cls_token)[:, 0]
         if wanted.cls_row is None:
             return BackboneOutput(maps, cls=descriptor)
-        attention = wanted.cls_row[:, :, self.num_prefix_tokens :].unflatten(2, grid_hw)
+        attention = wanted.cls_row[:, :, self.num_prefix_tokens :].reshape(*wanted.cls_row.shape[:2], *grid_hw)
         heads = self.entry.saliency_heads
         chosen = attention if heads is None else attention[:, list(heads)]
         return BackboneOutput(maps, stretch(chosen.mean(dim=1)), descriptor, attention)
@@ -391,11 +396,12 @@ def _create(entry: BackboneEntry, *, pretrained: bool, overrides: dict[str, Any]
         ) from error
     if not _is_vit(vit):
         raise ConfigError(
-            f"backbone '{entry.name}' is a {type(vit).__name__}, not a plain ViT; valid: the names in the table, or "
+            f"backbone '{entry.name}' is a {type(vit).__name__}, not a plain ViT; valid: the table's names, or "
             "timm models of the classes VisionTransformer and Eva"
         )
     vit.fc_norm = nn.Identity()
-    return vit  # type: ignore[no-any-return]
+    found: nn.Module = vit
+    return found
 
 
 def _is_vit(model: Any) -> bool:

@@ -96,15 +96,16 @@ def cls_attention(attention: Any, parts: dict[str, Tensor], rope: Tensor | None)
     query = attention.q_norm(_heads(attention, parts["query"][:, _CLS]))
     key = _rotate(attention, attention.k_norm(_heads(attention, parts["key"])), rope, _ALL)
     logits = (query * attention.scale) @ key.transpose(-2, -1)
-    return logits[:, :, 0].float().softmax(dim=-1)
+    row: Tensor = logits[:, :, 0].float()
+    return row.softmax(dim=-1)
 
 
 def after_attention(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
     """The rest of the block: both residual sums, layer scales and the MLP."""
     if hasattr(block, "gamma_1"):
-        tokens = tokens + (attended if block.gamma_1 is None else block.gamma_1 * attended)
-        hidden = block.mlp(block.norm2(tokens))
-        return tokens + (hidden if block.gamma_2 is None else block.gamma_2 * hidden)
+        summed: Tensor = tokens + (attended if block.gamma_1 is None else block.gamma_1 * attended)
+        hidden: Tensor = block.mlp(block.norm2(summed))
+        return summed + (hidden if block.gamma_2 is None else block.gamma_2 * hidden)
     tokens = tokens + block.ls1(attended)
     whole: Tensor = tokens + block.ls2(block.mlp(block.norm2(tokens)))
     return whole

@@ -24,8 +24,8 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 HALF: Final = (0.5, 0.5, 0.5)
 
 _SIMMIM_REASON: Final = (
-    "SimMIM's ViT has a relative position bias for a 14 x 14 grid instead of a position embedding; timm has no such "
-    "model, and there is no reference for other grids"
+    "SimMIM's ViT has a relative position bias for a 14 x 14 grid instead of a position embedding; timm has no "
+    "such model, and there is no reference for other grids"
 )
 
 
@@ -70,14 +70,19 @@ def _entries() -> tuple[BackboneEntry, ...]:
     )
     sizes = {"s": "small", "b": "base", "l": "large", "g": "giant"}
     bundled = {
-        "s": {
-            "bundled": "dinov2_vits14.fp16.safetensors",
-            "sha256": "31537d45f95916853f77970dfd859aa795bc074bc5b0dc98d5777baceb942a38",
-        }
+        "s": (
+            "dinov2_vits14.fp16.safetensors",
+            "31537d45f95916853f77970dfd859aa795bc074bc5b0dc98d5777baceb942a38",
+        )
     }
     dinov2 = tuple(
         BackboneEntry(
-            f"dinov2_vit{s}14", f"vit_{long}_patch14_dinov2", "lvd142m", layout="dinov2", **bundled.get(s, {})
+            f"dinov2_vit{s}14",
+            f"vit_{long}_patch14_dinov2",
+            "lvd142m",
+            layout="dinov2",
+            bundled=bundled.get(s, ("", ""))[0],
+            sha256=bundled.get(s, ("", ""))[1],
         )
         for s, long in sizes.items()
     )

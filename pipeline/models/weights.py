@@ -53,6 +53,23 @@ _TRAINING_ONLY: Final = (
     "local_cls_norm.",
     "rope_embed.",
 )
+_READ_ERRORS: Final = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+)
+_DINOV3_NAMES: Final = (
+    ("ls1.gamma", "gamma_1"),
+    ("ls2.gamma", "gamma_2"),
+    ("mlp.w1.", "mlp.fc1_g."),
+    ("mlp.w2.", "mlp.fc1_x."),
+    ("mlp.w3.", "mlp.fc2."),
+    ("storage_tokens", "reg_token"),
+)
 _SHOWN: Final = 4
 
 
@@ -79,8 +96,8 @@ def bundled_path(entry: BackboneEntry) -> Path | None:
     found = sha256_of(path)
     if found != entry.sha256:
         raise WeightsError(
-            f"{path}: sha256 is {found[:16]}..., expected {entry.sha256[:16]}...; the bundled weights were changed, "
-            "reinstall liftstream"
+            f"{path}: sha256 is {found[:16]}..., expected {entry.sha256[:16]}...; the bundled weights were "
+            "changed, reinstall liftstream"
         )
     return path
 
@@ -177,7 +194,7 @@ def _from_dinov3(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             stem = key.removesuffix("qkv.bias")
             renamed[stem + "q_bias"], renamed[stem + "v_bias"] = query, bias
             continue
-        name = key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+        name = key
         name = (
             name.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x.").replace("mlp.w3.", "mlp.fc2.")
         )

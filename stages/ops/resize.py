@@ -60,8 +60,8 @@ def model_input_size(
     scaled = long * target // short // multiple * multiple
     if target < patch_px or scaled < patch_px:
         raise ConfigError(
-            f"a frame of {image_hw[0]} x {image_hw[1]} px with short_side {short_side} leaves no patch of {patch_px} px; "
-            f"set short_side to at least {patch_px}"
+            f"a frame of {image_hw[0]} x {image_hw[1]} px with short_side {short_side} leaves no patch of "
+            f"{patch_px} px; set short_side to at least {patch_px}"
         )
     return (target, scaled) if image_hw[0] <= image_hw[1] else (scaled, target)
 

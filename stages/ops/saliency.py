@@ -17,7 +17,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from pipeline.models.backbone import stretch
+from pipeline.errors import ConfigError
+from pipeline.models.backbone import Backbone, BackboneOutput, stretch
 
 SaliencyCue = Literal["auto", "cls_attention", "first_pc", "ncut", "none"]
 
@@ -49,3 +50,37 @@ def foreground_sign(maps: Tensor) -> Tensor:
     inside = (~border).sum(dim=(1, 2)).clamp_min(1)
     within = (maps * ~border).sum(dim=(1, 2)) / inside
     return torch.where((at_border > within)[:, None, None], -maps, maps)
+
+
+class SaliencyEstimator:
+    """The saliency of every batch by one cue."""
+
+    def __init__(self, cue: SaliencyCue) -> None:
+        """Estimate with ``cue``, which is not ``auto``."""
+        self.cue = cue
+
+    def __call__(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
+        """Float32 ``(B, h, w)`` in [0, 1], or None for the cue ``none``.
+
+        Args:
+            output: What the backbone gave; its CLS attention is read for that cue only.
+            features: The main facet ``(B, C, h, w)``, float32.
+        """
+        if self.cue == "cls_attention":
+            return output.saliency
+        if self.cue == "first_pc":
+            return first_component_saliency(features)
+        return None
+
+
+def pick_cue(cue: SaliencyCue, backbone: Backbone) -> SaliencyCue:
+    """``auto`` is the CLS attention for DINO and the first component for every other backbone.
+
+    Raises:
+        ConfigError: CLS attention of a backbone without a CLS token.
+    """
+    if cue == "auto":
+        return "cls_attention" if backbone.name.startswith("dino_") else "first_pc"
+    if cue == "cls_attention" and not backbone.has_cls:
+        raise ConfigError(f"saliency 'cls_attention': backbone '{backbone.name}' has no CLS token; use first_pc")
+    return cue
