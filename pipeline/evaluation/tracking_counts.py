@@ -19,15 +19,15 @@ FloatArray = npt.NDArray[np.float64]
 HOTA_ALPHAS: FloatArray = np.linspace(0.05, 0.95, 19, dtype=np.float64)
 
 
-class _Counts:
-    """Adds dataclasses of counts field by field."""
+class Counts:
+    """Adds dataclasses of counts field by field: the base of every score."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Clear(_Counts):
+class Clear(Counts):
     """Counts of CLEAR at IoU 0.5. ``iou_sum`` is over the true positives.
 
     Attributes:
@@ -74,7 +74,7 @@ class Clear(_Counts):
 
 
 @dataclass(frozen=True)
-class Identity(_Counts):
+class Identity(Counts):
     """Counts of the identity metrics: boxes under the best one-to-one assignment of whole tracks."""
 
     idtp: int = 0
@@ -102,7 +102,7 @@ def _zeros() -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Hota(_Counts):
+class Hota(Counts):
     """Counts of HOTA for each of the 19 thresholds, each float64 ``(19,)``.
 
     ``ass_a``, ``ass_re`` and ``ass_pr`` are sums over the true positives of the association accuracy, recall and
@@ -159,7 +159,7 @@ class Hota(_Counts):
 
 
 @dataclass(frozen=True)
-class TrackingScores(_Counts):
+class TrackingScores(Counts):
     """The three families of counts of one sequence, or of several added up."""
 
     clear: Clear
@@ -195,7 +195,7 @@ class TrackingScores(_Counts):
         return {name: 100 * value for name, value in percent.items()} | counts
 
 
-_CountsT = TypeVar("_CountsT", bound=_Counts)
+_CountsT = TypeVar("_CountsT", bound=Counts)
 
 
 def total(scores: Iterable[_CountsT]) -> _CountsT:

@@ -1,0 +1,108 @@
+"""COCO detections: ``[{image_id, category_id, bbox, score}]``, or a whole data set with ``images`` and names.
+
+Format: https://cocodataset.org/#format-results. ``bbox`` is left, top, width, height in continuous 0-based pixels.
+COCO knows no frames: an image is tied to one by its ``file_name`` where the file has ``images`` and the input is a
+folder of images with that name; else by the order of the file names, if there are as many as frames; else
+``image_id`` is taken as the frame's number, from 0 where one is 0, else from 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LabelFileError
+from pipeline.formats.bdd import load_json
+from pipeline.formats.boxes import BoxTable, check_frame, to_detections
+from pipeline.formats.mot import Detected
+from pipeline.records import VideoInfo
+
+
+def read_detections(path: Path, info: VideoInfo) -> Detected:
+    """Detections of a COCO results or data-set file, clipped to the video's frames.
+
+    Args:
+        path: The JSON file.
+        info: The video, for its frame names, size and number of frames.
+
+    Raises:
+        LabelFileError: A bad entry (named by its place), or an image beyond the video.
+    """
+    table = read_table(path, frame_names=info.frame_names, num_frames=info.num_frames)
+    found, counts = to_detections(table, info.image_hw)
+    return Detected(found, counts, path)
+
+
+def read_table(path: Path, *, frame_names: Sequence[str] = (), num_frames: int | None = None) -> BoxTable:
+    """All boxes of a COCO file, exactly as given, without identities.
+
+    Args:
+        path: The JSON file.
+        frame_names: File names of the frames without suffix, in order; empty for a video.
+        num_frames: Frames of the video, None if unknown.
+
+    Raises:
+        LabelFileError: See :func:`read_detections`.
+    """
+    content = load_json(path)
+    entries = content.get("annotations") if isinstance(content, Mapping) else content
+    if not isinstance(entries, list):
+        raise LabelFileError(f"{path}: expected a list of detections, or an object with 'annotations' (COCO JSON)")
+    images = content.get("images", []) if isinstance(content, Mapping) else []
+    categories = content.get("categories", []) if isinstance(content, Mapping) else []
+    names = {c.get("id"): str(c.get("name")) for c in categories if isinstance(c, Mapping)}
+    rows = [_entry(entry, f"{path}: entry {place}") for place, entry in enumerate(entries)]
+    frames = _frame_of_image([r[0] for r in rows], images, frame_names, num_frames)
+    for place, row in enumerate(rows):
+        if row[0] not in frames:
+            raise LabelFileError(f"{path}: entry {place}: image {row[0]} is none of the video's frames")
+        check_frame(f"{path}: entry {place}", frames[row[0]], num_frames, first=0)
+    return BoxTable.make(
+        [frames[r[0]] for r in rows],
+        [-1] * len(rows),
+        [r[2] for r in rows],
+        scores=[r[3] for r in rows],
+        categories=[names.get(r[1], "" if r[1] is None else str(r[1])) for r in rows],
+        ignored=[r[4] for r in rows],
+    )
+
+
+_Entry = tuple[Any, Any, tuple[float, float, float, float], float, bool]
+
+
+def _entry(entry: Any, where: str) -> _Entry:
+    """Image id, category id, xyxy, score and crowd flag of one entry."""
+    if not isinstance(entry, Mapping) or "image_id" not in entry:
+        raise LabelFileError(f"{where}: has no image_id")
+    if not isinstance(entry["image_id"], int | str):
+        raise LabelFileError(f"{where}: image_id must be a number or a name, got {entry['image_id']!r}")
+    try:
+        left, top, width, height = (float(v) for v in entry["bbox"])
+        score = float(entry.get("score", 1.0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabelFileError(
+            f"{where}: needs bbox as [left, top, width, height] and a score that is a number"
+        ) from error
+    if not all(math.isfinite(v) for v in (left, top, width, height, score)):
+        raise LabelFileError(f"{where}: holds a value that is not finite")
+    box = (left, top, left + width, top + height)
+    return entry["image_id"], entry.get("category_id"), box, score, bool(entry.get("iscrowd"))
+
+
+def _frame_of_image(
+    used: Sequence[Any], images: Sequence[Any], frame_names: Sequence[str], num_frames: int | None
+) -> dict[Any, int]:
+    """The 0-based frame of every image id."""
+    by_name = {name: frame for frame, name in enumerate(frame_names)}
+    listed = {i["id"]: str(i.get("file_name", "")) for i in images if isinstance(i, Mapping) and "id" in i}
+    named = {image: by_name[Path(name).stem] for image, name in listed.items() if Path(name).stem in by_name}
+    if named:
+        return named
+    if listed and num_frames in (None, len(listed)):
+        return {image: frame for frame, image in enumerate(sorted(listed, key=lambda i: (listed[i], str(i))))}
+    numbers = [i for i in used if isinstance(i, int)]
+    texts = {i: by_name[Path(i).stem] for i in used if isinstance(i, str) and Path(i).stem in by_name}
+    first = int(bool(numbers) and min(numbers) >= 1)
+    return texts | {i: i - first for i in numbers if i >= first}
