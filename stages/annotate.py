@@ -105,7 +105,8 @@ class _TrackDrawer:
 
     def __init__(self, image_hw: tuple[int, int], trail_frames: int) -> None:
         thickness = line_thickness(image_hw)
-        palette = sv.ColorPalette([sv.Color(*(int(c) for c in row)) for row in OBJECT_COLOURS])
+        # supervision draws on BGR pictures; ours are RGB, so its colours go in backwards.
+        palette = sv.ColorPalette([sv.Color(*(int(c) for c in row[::-1])) for row in OBJECT_COLOURS])
         lookup = sv.ColorLookup.INDEX
         self._box = sv.BoxAnnotator(color=palette, thickness=thickness, color_lookup=lookup)
         self._label = sv.LabelAnnotator(

@@ -188,7 +188,12 @@ class _Record:
         started = time.perf_counter()
         total = self.stages.decode.expected_frames()
         try:
-            with self.pipe, tqdm(total=total, desc=self.request.source.name, unit="frame", file=sys.stderr) as bar:
+            with (
+                self.pipe,
+                tqdm(
+                    total=total, desc=self.request.source.name, unit="frame", file=sys.stderr, mininterval=0.5
+                ) as bar,
+            ):
                 for _ in chain(self.pipe, self.stages):
                     self.frames += 1
                     bar.update()
