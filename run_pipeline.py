@@ -10,6 +10,7 @@ import typer
 COMMANDS: dict[str, str] = {
     "run": "pipeline.commands.run:run",
     "demo": "pipeline.commands.run:demo",
+    "track-score": "pipeline.commands.track_score:track_score",
 }
 """Every command and the function behind it; a name with a space belongs to a group."""
 

@@ -80,7 +80,8 @@ def read_table(path: Path, *, kind: Kind, num_frames: int | None = None) -> BoxT
         num_frames: Frames of the video, None if unknown.
 
     Raises:
-        LabelFileError: A bad line, an identity twice in a frame, or a frame beyond the video; all with the line.
+        LabelFileError: A bad line, an identity that is twice in a frame or (but for ``det``) missing, or a frame
+            beyond the video; all with the line.
     """
     rows: list[_Row] = []
     seen: dict[tuple[int, int], int] = {}
@@ -88,6 +89,8 @@ def read_table(path: Path, *, kind: Kind, num_frames: int | None = None) -> BoxT
         where = f"{path}:{number}"
         row = _parse(columns, where)
         check_frame(where, row.frame + 1, num_frames)
+        if row.identity < 0 and kind != "det":
+            raise LabelFileError(f"{where}: identity {row.identity}; ground truth and results need one from 0 on")
         first = seen.setdefault((row.frame, row.identity), number)
         if first != number and row.identity >= 0:
             raise LabelFileError(
