@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "MOTP", "IDF1", "TP", "FN", "FP", "IDSW", "MT", "PT", "ML", "Frag")
+COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "MOTP", "IDF1", "FP", "FN", "IDSW", "MT", "ML", "Frag")
 OFFICIAL_COLUMNS = ("MOTA", "IDF1", "MOTP", "FP", "FN", "IDSw", "MT", "PT", "ML", "FM")
 
 
@@ -51,10 +52,10 @@ def track_score(
 
 def score_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> Table:
     """Scores as a table: ratios in percent with one decimal, counts whole."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
         values = (row[column] for column in columns)
         style = "bold" if name in ("COMBINED", "OVERALL") else None
