@@ -95,8 +95,8 @@ class Backbone(nn.Module):
         std: The same.
         weights_sha256: Hash of the weights file, or empty for random and downloaded weights.
         position: Convention of the position embedding.
-        token_hook: Called after every block with (layer, tokens ``(B, N, D)`` with the prefix, grid_hw); what it
-            returns replaces the tokens. None costs nothing.
+        token_hook: Called after every block that is run to its end, with (layer, tokens ``(B, N, D)`` with the
+            prefix, grid_hw); what it returns replaces the tokens. None costs nothing.
     """
 
     vit: Any
@@ -241,11 +241,11 @@ class Backbone(nn.Module):
         """Run one block, storing what is wanted from inside it; None where nothing after it is needed."""
         facets = wanted.projections(layer)
         if not blocks.is_supported(block):
-            return self._run_whole(block, layer, tokens, rope)
+            return self.run_block(layer, tokens, rope)
         parts_of: Any = block
         normed = parts_of.norm1(tokens)
         last = layer == wanted.last_layer()
-        ends_here = last and not wanted.tokens(layer) and self.token_hook is None
+        ends_here = last and not wanted.tokens(layer)
         row = wanted.attention and layer == self.num_layers - 1
         final_cls = wanted.final_cls and layer == self.num_layers - 1
         if not ends_here:
@@ -264,7 +264,9 @@ class Backbone(nn.Module):
             wanted.cls_token = blocks.after_attention(parts_of, tokens[:, :1], attended)
         return None
 
-    def _run_whole(self, block: nn.Module, layer: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    def run_block(self, layer: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
+        """One whole block on what :meth:`embed` or the block before gave: ``(B, N, D)`` to the same shape."""
+        block = self.vit.blocks[layer]
         if rope is None:
             whole: Tensor = block(tokens)
             return whole
