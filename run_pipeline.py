@@ -11,10 +11,16 @@ COMMANDS: dict[str, str] = {
     "run": "pipeline.commands.run:run",
     "demo": "pipeline.commands.run:demo",
     "track-score": "pipeline.commands.track_score:track_score",
+    "bench runner": "pipeline.commands.bench_run:bench_runner",
+    "bench run": "pipeline.commands.bench_run:bench_run",
+    "bench memory": "pipeline.commands.bench_run:bench_memory",
+    "bench tracking": "pipeline.commands.bench_tracking:bench_tracking",
 }
 """Every command and the function behind it; a name with a space belongs to a group."""
 
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {
+    "bench": "Compare and time parts of the project.",
+}
 """The groups of commands and their help."""
 
 
