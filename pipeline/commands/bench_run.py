@@ -113,8 +113,8 @@ def bench_memory(
     with tempfile.TemporaryDirectory() as folder:
         first, last = resident_over_time(Path(folder), frames=frames, early=early)
     Console().print(
-        f"resident after {early} frames {first / _MEGABYTE:.1f} MB, after {frames} frames {last / _MEGABYTE:.1f} MB: "
-        f"{(last - first) / _MEGABYTE:+.1f} MB"
+        f"resident after {early} frames {first / _MEGABYTE:.1f} MB, "
+        f"after {frames} frames {last / _MEGABYTE:.1f} MB: {(last - first) / _MEGABYTE:+.1f} MB"
     )
 
 
