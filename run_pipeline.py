@@ -10,6 +10,7 @@ import typer
 COMMANDS: dict[str, str] = {
     "run": "pipeline.commands.run:run",
     "demo": "pipeline.commands.run:demo",
+    "repair": "pipeline.commands.repair:repair",
     "track-score": "pipeline.commands.track_score:track_score",
     "bench runner": "pipeline.commands.bench_run:bench_runner",
     "bench run": "pipeline.commands.bench_run:bench_run",
