@@ -220,7 +220,9 @@ class Extractor:
         """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
         main = self._names[0]
         with autocast(self.device, self.precision):
-            lifted = self._lift.upsample(images, maps[main], self.config.lift_iterations).float()
+            lifted = self._lift.upsample(
+                images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
+            ).float()
         for _ in range(self.config.lift_iterations):
             grid = grid.doubled()
         maps = {
@@ -285,6 +287,16 @@ def _load_lift(config: ExtractConfig, backbone: Backbone, spec: FacetSpec, devic
         return None
     from pipeline.models import lift
 
-    resolved = spec.resolved(backbone.num_layers)
-    path = lift.find_bundled(backbone.name, resolved) if config.lift == "auto" else Path(config.lift)
-    return None if path is None else lift.load_lift(path)
+    bundled = lift.find_bundled(backbone.name, spec, backbone.num_layers)
+    path = bundled if config.lift == "auto" else Path(config.lift)
+    if path is None:
+        return None
+    loaded = lift.load_lift(path, patch_px=backbone.patch_px)
+    loaded.require_match(
+        backbone=backbone.name,
+        facet=spec,
+        num_layers=backbone.num_layers,
+        patch_px=backbone.patch_px,
+        weights_sha256=backbone.weights_sha256,
+    )
+    return loaded.prepared(device)

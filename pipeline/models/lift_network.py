@@ -1,0 +1,233 @@
+"""LiFT: a small network that doubles the resolution of a frozen ViT's features, guided by the image.
+
+Suri, Walmer, Gupta, Shrivastava, "LiFT: A Surprisingly Simple Lightweight Feature Transform for Dense ViT
+Descriptors", ECCV 2024, section 3 (https://arxiv.org/abs/2403.14625). For patches of 8 and 16 px the layers,
+their names and their arithmetic are the paper's, so published checkpoints load by their key names.
+
+Differs from the reference:
+
+- *Other patch sizes.* The image branch only halves, so it can meet grids of 8 or 16 px cells. For every other
+  patch the image is resampled (bilinear, by one affine map an axis) to 16 px a cell, in such a way that the
+  branch's two outputs lie exactly on the doubled and on the original grid. A stride-2 convolution with a
+  padding of 1 is centred on the *first* of its two input pixels, so a plain resize would leave the first
+  output 1.5 px and the second 5.5 px to the upper left of the cells they are concatenated to.
+- *Reduced strides and recursion.* The image is brought to the same number of pixels a cell whatever the
+  spacing of the cells is. For one recursion of patches 8 and 16 that is the reference's bilinear doubling.
+- *Sizes that are no multiple of the patch.* The branch sees what the patch embedding saw: the rest at the
+  right and the bottom is cut off (the reference has a hand-set crop of 2 px on every side for 56 px).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+IMAGE_CHANNELS = 32
+REFERENCE_PATCHES = (8, 16)
+"""Patch sizes whose image branch is the reference's, shifts of its stride-2 convolutions included."""
+
+BRANCH_SHIFT_PX = 1.5
+"""How far up and left of its cell's centre the branch's first output is centred, in branch input pixels."""
+
+
+class DoubleConv(nn.Module):
+    """Twice a 3x3 convolution without bias, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.double_conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``(B, in, h, w)`` to ``(B, out, h, w)``."""
+        return self.double_conv(values)  # type: ignore[no-any-return]
+
+
+class UpBlock(nn.Module):
+    """Doubles the grid with a transposed convolution and joins the finer image map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        joined = channels + IMAGE_CHANNELS
+        self.up = nn.ConvTranspose2d(joined, joined // 2, kernel_size=2, stride=2)
+        self.conv_1 = DoubleConv(joined // 2 + IMAGE_CHANNELS, channels // 2)
+
+    def forward(self, coarse: Tensor, image_map: Tensor) -> Tensor:
+        """``(B, C + 32, h, w)`` and ``(B, 32, 2h, 2w)`` to ``(B, C / 2, 2h, 2w)``."""
+        return self.conv_1(torch.cat([self.up(coarse), image_map], dim=1))  # type: ignore[no-any-return]
+
+
+class Lift(nn.Module):
+    """The LiFT network for one backbone, facet and layer.
+
+    Args:
+        channels: Channels of the features, even.
+        patch_px: Patch size of the backbone. 8 and 16 give the reference's geometry, others the exact one.
+
+    Attributes:
+        cell_px: Pixels a cell of the original grid has at the image branch's input.
+    """
+
+    def __init__(self, channels: int, *, patch_px: int) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"LiFT needs an even number of channels, got {channels}")
+        if patch_px < 1:
+            raise ValueError(f"patch_px must be positive, got {patch_px}")
+        self.channels = channels
+        self.patch_px = patch_px
+        self.cell_px = 8 if patch_px == 8 else 16
+        self.image_convs_1 = nn.Sequential(*_halving(3), *_halving(IMAGE_CHANNELS))
+        self.image_convs_2 = nn.Sequential(*_halving(IMAGE_CHANNELS))
+        self.up1 = UpBlock(channels)
+        self.outc = nn.Conv2d(channels // 2, channels, kernel_size=1)
+
+    @property
+    def exact_geometry(self) -> bool:
+        """Whether the branch's maps are registered on the grids exactly (patches other than 8 and 16)."""
+        return self.patch_px not in REFERENCE_PATCHES
+
+    def forward(
+        self, images: Tensor, features: Tensor, *, stride_px: float | None = None, iterations: int = 1
+    ) -> Tensor:
+        """Features at ``2 ** iterations`` times the resolution.
+
+        Args:
+            images: ``(B, 3, H, W)``, the normalised images that fed the ViT.
+            features: ``(B, C, h, w)``, its features, not normalised.
+            stride_px: Distance of neighbouring cells in pixels of ``images``; the patch by default.
+            iterations: How often to apply the network, each time to its own output.
+
+        Returns:
+            ``(B, C, h * 2**n, w * 2**n)``; cell ``(2i, 2j)`` is the upper left quarter of cell ``(i, j)``.
+
+        Raises:
+            ValueError: Shapes that do not belong together, or no iteration.
+        """
+        stride = float(self.patch_px if stride_px is None else stride_px)
+        offset = self.patch_px / 2
+        self._check(images, features, stride)
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        for _ in range(iterations):
+            features = self._double(images, features, stride, offset)
+            offset -= stride / 4
+            stride /= 2
+        return features
+
+    def _double(self, images: Tensor, features: Tensor, stride: float, offset: float) -> Tensor:
+        fine, coarse = self.image_maps(images, (features.shape[-2], features.shape[-1]), stride, offset)
+        joined = torch.cat([features, coarse.to(features.dtype)], dim=1)
+        return self.outc(self.up1(joined, fine))  # type: ignore[no-any-return]
+
+    def image_maps(
+        self, images: Tensor, grid_hw: tuple[int, int], stride_px: float, offset_px: float
+    ) -> tuple[Tensor, Tensor]:
+        """The image branch on the doubled and on the original grid.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised.
+            grid_hw: The original grid's rows and columns.
+            stride_px: Distance of its cells in pixels.
+            offset_px: Position of the centre of its first cell in pixels (continuous, pixel 0 is [0, 1)).
+
+        Returns:
+            ``(B, 32, 2h, 2w)`` and ``(B, 32, h, w)``.
+        """
+        shift = BRANCH_SHIFT_PX if self.exact_geometry else 0.0
+        step = stride_px / self.cell_px
+        for axis in (0, 1):
+            # Branch pixel j is centred at j + 0.5 and the first cell's centre at cell_px / 2.
+            first = offset_px + (0.5 + shift - self.cell_px / 2) * step
+            images = resample_axis(images, axis - 2, grid_hw[axis] * self.cell_px, first, step)
+        if images.is_cpu:
+            images = images.contiguous(memory_format=torch.channels_last)
+        fine = self.image_convs_1(images)
+        if self.cell_px == 16:
+            fine = F.max_pool2d(fine, kernel_size=2)
+        coarse = self.image_convs_2(_between_cells(fine) if self.exact_geometry else fine)
+        return fine, coarse
+
+    def _check(self, images: Tensor, features: Tensor, stride: float) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if features.ndim != 4 or features.shape[1] != self.channels or len(features) != len(images):
+            raise ValueError(
+                f"features must be ({len(images)}, {self.channels}, h, w), got {tuple(features.shape)}"
+            )
+        expected = tuple(1 + int((n - self.patch_px) // stride) for n in images.shape[-2:])
+        if tuple(features.shape[-2:]) != expected:
+            raise ValueError(
+                f"a patch of {self.patch_px} px every {stride:g} px of {tuple(images.shape[-2:])} gives a grid of "
+                f"{expected}, the features have {tuple(features.shape[-2:])}"
+            )
+
+    def fused(self) -> Lift:
+        """A copy for inference with the batch norms folded into the convolutions before them."""
+        copy = Lift(self.channels, patch_px=self.patch_px)
+        copy.load_state_dict(self.state_dict())
+        copy.to(next(self.parameters()).device).eval()
+        for convs in (copy.image_convs_1, copy.image_convs_2, copy.up1.conv_1.double_conv):
+            for index, layer in enumerate(convs):
+                following = convs[index + 1] if index + 1 < len(convs) else None
+                if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                    convs[index] = fuse_conv_bn_eval(layer, following)
+                    convs[index + 1] = nn.Identity()
+        return copy.requires_grad_(False)
+
+
+def _halving(in_channels: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, IMAGE_CHANNELS, 3, stride=2, padding=1),
+        nn.BatchNorm2d(IMAGE_CHANNELS),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def _between_cells(maps: Tensor) -> Tensor:
+    """``maps`` half a cell further right and down: the mean of each 2x2 block, the border repeated.
+
+    The stride-2 convolution that follows is centred on every second cell; half a cell further is the middle of
+    the two cells it has to stand for.
+    """
+    # Joined by hand: the gradient of replicate padding is not deterministic on CUDA.
+    maps = torch.cat([maps, maps[..., -1:]], dim=-1)
+    maps = torch.cat([maps, maps[..., -1:, :]], dim=-2)
+    return F.avg_pool2d(maps, kernel_size=2, stride=1)
+
+
+def resample_axis(values: Tensor, dim: int, size: int, first: float, step: float) -> Tensor:
+    """Linear interpolation along one axis at evenly spaced positions, the border repeated.
+
+    Args:
+        values: Any shape, floating point.
+        dim: The axis.
+        size: Number of positions.
+        first: The first position, continuous: the centre of element ``i`` is at ``i + 0.5``.
+        step: Distance between positions in elements.
+
+    Returns:
+        ``values`` with ``size`` elements along ``dim``; ``values`` itself where nothing moves.
+
+    >>> resample_axis(torch.tensor([0.0, 1.0, 2.0]), 0, 3, first=1.0, step=1.0)
+    tensor([0.5000, 1.5000, 2.0000])
+    """
+    length = values.shape[dim]
+    if step == 1.0 and first == 0.5 and size <= length:
+        return values.narrow(dim, 0, size)
+    positions = torch.arange(size, dtype=torch.float64) * step + (first - 0.5)
+    positions = positions.clamp(0, length - 1).to(values.device)
+    below = positions.floor().long().clamp(max=max(length - 2, 0))
+    shape = [1] * values.ndim
+    shape[dim] = size
+    weight = (positions - below).to(values.dtype).reshape(shape)
+    above = (below + 1).clamp(max=length - 1)
+    return torch.lerp(values.index_select(dim, below), values.index_select(dim, above), weight)
