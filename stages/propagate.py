@@ -105,6 +105,7 @@ class Propagator:
                     "confidence": [round(value, 3) for value in self._confidence[number]],
                 }
                 for number in self._objects.ids
+                if number in self._started_at
             ],
             "references": [memory.frame_index for memory in self._memory.references],
         }

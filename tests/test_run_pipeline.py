@@ -158,7 +158,7 @@ def _bad(kind: str, tmp_path: Path, video: Path) -> list[object]:
     ("kind", "message"),
     [
         ("missing", "absent.mp4: no such file"),
-        ("mask size", "30x20"),
+        ("mask size", "30 x 20 pixels, the frames are 96 x 62"),
         ("rgb mask", "index"),
         ("bad line", "det.txt:2"),
         ("beyond", "99"),

@@ -75,7 +75,7 @@ def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
                     f"{path}: the mask is a {image.mode} picture; it must be indexed (palette) or 8-bit grey, "
                     "with the object's number as the pixel's value"
                 )
-            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+            values = np.array(image.convert("L") if image.mode == "1" else image)
     except FileNotFoundError as error:
         raise MaskError(f"{path}: no such mask") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
