@@ -243,6 +243,7 @@ class Backbone(nn.Module):
         if not blocks.is_supported(block):
             return self.run_block(layer, tokens, rope)
         parts_of: Any = block
+        rope = self._rope_of(rope, layer)
         normed = parts_of.norm1(tokens)
         last = layer == wanted.last_layer()
         ends_here = last and not wanted.tokens(layer)
@@ -266,13 +267,13 @@ class Backbone(nn.Module):
 
     def run_block(self, layer: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
         """One whole block on what :meth:`embed` or the block before gave: ``(B, N, D)`` to the same shape."""
-        block = self.vit.blocks[layer]
-        if rope is None:
-            whole: Tensor = block(tokens)
-            return whole
-        mixed = getattr(self.vit, "rope_mixed", False)
-        whole = block(tokens, rope=rope[layer] if mixed else rope)
+        block, own = self.vit.blocks[layer], self._rope_of(rope, layer)
+        whole: Tensor = block(tokens) if own is None else block(tokens, rope=own)
         return whole
+
+    def _rope_of(self, rope: Tensor | None, layer: int) -> Tensor | None:
+        """The rotary embedding of one layer; models with mixed frequencies have one each."""
+        return rope[layer] if rope is not None and getattr(self.vit, "rope_mixed", False) else rope
 
     def _collect(
         self, facets: Sequence[FacetSpec], wanted: _Wanted, grid_hw: tuple[int, int], cls: bool | ClsKind
@@ -384,7 +385,8 @@ def _create(entry: BackboneEntry, *, pretrained: bool, overrides: dict[str, Any]
             f"backbone '{entry.name}' has no weights on timm's hub; give its official checkpoint as 'weights'"
         )
     full_name = f"{entry.timm_name}.{entry.tag}" if pretrained else entry.timm_name
-    arguments = {"num_classes": 0, **entry.overrides, **overrides}
+    # Dynamic sizes keep timm from caching rotary embeddings for one grid.
+    arguments = {"num_classes": 0, "dynamic_img_size": True, **entry.overrides, **overrides}
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -396,14 +398,20 @@ def _create(entry: BackboneEntry, *, pretrained: bool, overrides: dict[str, Any]
             f"backbone '{entry.name}': cannot get {full_name} from timm's hub ({reason}); "
             "check the network or give a local file as 'weights'"
         ) from error
+    except TypeError as error:
+        raise _no_vit(entry) from error
     if not _is_vit(vit):
-        raise ConfigError(
-            f"backbone '{entry.name}' is a {type(vit).__name__}, not a plain ViT; valid: the table's names, or "
-            "timm models of the classes VisionTransformer and Eva"
-        )
+        raise _no_vit(entry)
     vit.fc_norm = nn.Identity()
     found: nn.Module = vit
     return found
+
+
+def _no_vit(entry: BackboneEntry) -> ConfigError:
+    return ConfigError(
+        f"backbone '{entry.name}' is not a plain ViT; valid: the table's names, or timm models of the classes "
+        "VisionTransformer and Eva"
+    )
 
 
 def _is_vit(model: Any) -> bool:

@@ -103,9 +103,23 @@ def cls_attention(attention: Any, parts: dict[str, Tensor], rope: Tensor | None)
 def after_attention(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
     """The rest of the block: both residual sums, layer scales and the MLP."""
     if hasattr(block, "gamma_1"):
-        summed: Tensor = tokens + (attended if block.gamma_1 is None else block.gamma_1 * attended)
-        hidden: Tensor = block.mlp(block.norm2(summed))
-        return summed + (hidden if block.gamma_2 is None else block.gamma_2 * hidden)
-    tokens = tokens + block.ls1(attended)
-    whole: Tensor = tokens + block.ls2(block.mlp(block.norm2(tokens)))
-    return whole
+        first, second = block.gamma_1, block.gamma_2
+    else:
+        first, second = getattr(block.ls1, "gamma", None), getattr(block.ls2, "gamma", None)
+    tokens = _add_scaled(tokens, attended, first)
+    return _add_scaled(tokens, block.mlp(block.norm2(tokens)), second)
+
+
+def _add_scaled(tokens: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """``tokens + scale * branch``; takes over the memory of ``branch`` where nothing else can need it.
+
+    The branch is the fresh output of a linear layer. Working in place saves two passes over memory that has to be
+    mapped first, which on a CPU costs as much as the sums themselves; the values are the same to the bit.
+    """
+    if torch.is_grad_enabled():
+        return tokens + (branch if scale is None else scale * branch)
+    if branch.dtype != tokens.dtype:
+        return tokens + branch if scale is None else torch.addcmul(tokens, branch, scale.to(branch.dtype))
+    if scale is not None:
+        branch.mul_(scale)
+    return branch.add_(tokens)

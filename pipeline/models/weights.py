@@ -195,10 +195,9 @@ def _from_dinov3(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[stem + "q_bias"], renamed[stem + "v_bias"] = query, bias
             continue
         name = key
-        name = (
-            name.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x.").replace("mlp.w3.", "mlp.fc2.")
-        )
-        renamed[name.replace("storage_tokens", "reg_token")] = value
+        for official, own in _DINOV3_NAMES:
+            name = name.replace(official, own)
+        renamed[name] = value
     return renamed
 
 
