@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "MOTP", "IDF1", "FP", "FN", "IDSW", "MT", "ML", "Frag")
+COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "IDF1", "FP", "FN", "IDSW", "MT", "ML", "Frag")
 OFFICIAL_COLUMNS = ("MOTA", "IDF1", "MOTP", "FP", "FN", "IDSw", "MT", "PT", "ML", "FM")
 
 
