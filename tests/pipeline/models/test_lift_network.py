@@ -59,7 +59,8 @@ def _reference_forward(module: Lift, images: Tensor, features: Tensor) -> Tensor
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
         values = (values - mean.view(1, -1, 1, 1)) / torch.sqrt(var.view(1, -1, 1, 1) + 1e-5)
         scaled = values * state[f"{name}.weight"].view(1, -1, 1, 1) + state[f"{name}.bias"].view(1, -1, 1, 1)
-        return scaled.clamp(min=0)
+        rectified: Tensor = scaled.clamp(min=0)
+        return rectified
 
     fine = norm(conv(images, "image_convs_1.0", 2), "image_convs_1.1")
     fine = norm(conv(fine, "image_convs_1.3", 2), "image_convs_1.4")
