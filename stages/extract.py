@@ -104,7 +104,11 @@ class Extractor:
         for spec in self.facets:
             spec.resolved(self.backbone.num_layers)
         self.cue = pick_cue(config.saliency, self.backbone)
-        self._saliency = SaliencyEstimator(self.cue)
+        self._saliency = SaliencyEstimator(
+            self.cue, self.facets, self.backbone.num_layers, final_cls=config.cls == "final"
+        )
+        extra = () if self._saliency.spec is None else (self._saliency.spec,)
+        self._asked = tuple({str(spec): spec for spec in (*self.facets, *extra)}.values())
         self._lift = _load_lift(config, self.backbone, self.facets[0], self.device)
         self._smoother = _attach_smoother(config, self.backbone)
         self._filter = _channel_filter(config)
@@ -195,8 +199,8 @@ class Extractor:
         images = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2).float(), self._scale)
         cls: Any = self.config.cls if self.config.cls != "none" and self.backbone.has_cls else False
         with autocast(self.device, self.precision):
-            output = self.backbone(images, self.facets, saliency=self.cue == "cls_attention", cls=cls)
-        maps = {name: values.float() for name, values in output.maps.items()}
+            output = self.backbone(images, self._asked, saliency=self.cue == "cls_attention", cls=cls)
+        maps = {name: output.maps[name].float() for name in self._names}
         saliency = self._saliency(output, maps[self._names[0]])
         grid = self.backbone.grid(image_hw, input_hw)
         if self._lift is not None:

@@ -34,7 +34,9 @@ class Uploader:
         self._buffers: list[Tensor] = []
         self._copied: list[torch.cuda.Event | None] = [None] * _NUM_BUFFERS
         self._turn = 0
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], size_hw: tuple[int, int]) -> Tensor:
         """Resize uint8 RGB images ``(H, W, 3)`` and give them as uint8 ``(B, h, w, 3)`` on the device."""
@@ -47,7 +49,7 @@ class Uploader:
         self._fill(pinned.numpy(), images, size_hw)
         with torch.cuda.stream(self._stream):
             on_device = pinned.to(self._device, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         self._copied[self._turn] = copied
         current = torch.cuda.current_stream(self._device)

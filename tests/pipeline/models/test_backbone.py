@@ -106,7 +106,7 @@ def test_other_architectures_equal_timm(name: str, extra: dict[str, int]) -> Non
     lean = backbone(x, [parse_facet("key@2")], saliency=True, cls="final")
     torch.testing.assert_close(lean.cls, found.cls, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(lean.attention, found.attention, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(lean.attention.sum(), found.attention.sum())  # type: ignore[union-attr]
+    torch.testing.assert_close(lean.attention.sum(), found.attention.sum())
 
 
 def test_facets_asked_for_together_equal_each_alone() -> None:
@@ -156,7 +156,7 @@ def test_saliency_is_the_cls_row_of_the_attention_matrix() -> None:
             rows.append(torch.softmax(q @ k.T * 32**-0.5, dim=-1)[0, 1:])
         mean = torch.stack(rows).mean(0).reshape(4, 6)
         expected = (mean - mean.min()) / (mean.max() - mean.min())
-        torch.testing.assert_close(found.saliency[image], expected, rtol=1e-4, atol=1e-5)  # type: ignore[index]
+        torch.testing.assert_close(found.saliency[image], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dino_vits8_takes_four_heads() -> None:
