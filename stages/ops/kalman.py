@@ -12,7 +12,7 @@ of the box's own width (x, width) and height (y, height).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -113,24 +113,62 @@ def predict(state: MotionState, seconds: float, noise: MotionNoise) -> MotionSta
     return MotionState(mean, covariance)
 
 
-def update(state: MotionState, xyxy: npt.NDArray[np.floating], noise: MotionNoise) -> MotionState:
-    """The filters after box ``n`` of ``(N, 4)`` was seen for filter ``n``."""
+def update(state: MotionState, xyxy: npt.NDArray[np.floating], noise: MotionNoise) -> tuple[MotionState, Array]:
+    """The filters after box ``n`` of ``(N, 4)`` was seen for filter ``n``.
+
+    Returns:
+        The filters, and the innovations ``(N, 4)``: how far each value was from its prediction, in units of the
+        standard deviation that was expected of it.
+    """
     boxes = to_center(xyxy)
     variance = (_scale(boxes) * _pairs(noise.measurement, noise.measurement_size)) ** 2
     innovation = boxes - state.mean[..., 0]
-    gain = state.covariance[..., 0] / (state.covariance[..., 0, 0] + variance)[..., None]
+    expected = state.covariance[..., 0, 0] + variance
+    gain = state.covariance[..., 0] / expected[..., None]
     mean = state.mean + gain * innovation[..., None]
     covariance = state.covariance - gain[..., :, None] * state.covariance[..., None, 0, :]
-    return MotionState(mean, covariance)
+    return MotionState(mean, covariance), innovation / np.sqrt(expected)
 
 
-def center_distance(state: MotionState, xyxy: npt.NDArray[np.floating], noise: MotionNoise) -> Array:
-    """Squared Mahalanobis distance of predicted and seen centres: ``(N, M)``, 2 degrees of freedom."""
-    boxes = to_center(xyxy)
-    variance = state.covariance[:, None, :2, 0, 0] + (_scale(boxes)[None, :, :2] * noise.measurement) ** 2
-    offset = state.mean[:, None, :2, 0] - boxes[None, :, :2]
-    distance: Array = (offset**2 / variance).sum(axis=2)
-    return distance
+class Restlessness:
+    """How much more (or less) restless than assumed the boxes of this video move.
+
+    An optimal filter's successive innovations are uncorrelated (Mehra 1970,
+    https://doi.org/10.1109/TAC.1970.1099422). If they point the same way the filter lags behind: the boxes are
+    more restless than the noise says, because objects or the camera accelerate, or because the frame rate is not
+    what the file claims. If they alternate, it follows the detector's jitter. The factor moves the acceleration
+    noise against the measurement noise until neither is the case, for centres and sizes apart; it rises twice as
+    fast as it falls, because a box that lags is worse than one that trembles.
+
+    Args:
+        rate: Change of the factor's logarithm for one box and fully correlated innovations; 0 keeps it at 1.
+        limit: The factor stays within ``1 / limit`` and ``limit``.
+    """
+
+    def __init__(self, rate: float, limit: float) -> None:
+        self._rate = rate
+        self._limit = float(np.log(limit))
+        self._log = np.zeros(2)
+
+    @property
+    def factor(self) -> tuple[float, float]:
+        """Of the acceleration noise of centres and of sizes."""
+        center, size = np.exp(self._log)
+        return float(center), float(size)
+
+    def learn(self, last: Array, now: Array) -> None:
+        """Take the innovations ``(4,)`` of one box in two successive frames."""
+        product = (last * now).reshape(2, 2).mean(axis=1)
+        self._log = np.clip(self._log + self._rate * product.clip(-1, 2), -self._limit, self._limit)
+
+    def applied(self, noise: MotionNoise) -> MotionNoise:
+        """The noise with its accelerations scaled."""
+        center, size = self.factor
+        return replace(
+            noise,
+            acceleration=noise.acceleration * center,
+            acceleration_size=noise.acceleration_size * size,
+        )
 
 
 def _scale(boxes: Array) -> Array:

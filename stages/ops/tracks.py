@@ -29,7 +29,7 @@ from pipeline.records import Detections, Track
 from stages.ops import kalman
 from stages.ops.association import FORBIDDEN, area, assign, box_iou, intersection, same_category, widen
 from stages.ops.gallery import Gallery, appearance
-from stages.ops.kalman import MotionNoise, MotionState
+from stages.ops.kalman import MotionNoise, MotionState, Restlessness
 
 Describe = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 
@@ -43,28 +43,30 @@ class AssociationConfig(StrictModel):
     confirm_score: float = Field(0.6, ge=0)
     confirm_hits: int = Field(2, ge=1)
     appearance_weight: float = Field(0.5, ge=0, le=1)
-    widen: float = Field(0.2, ge=0, le=2)
+    widen: float = Field(0.6, ge=0, le=2)
     min_similarity: float = Field(0.2, ge=0, le=1)
-    min_similarity_weak: float = Field(0.3, ge=0, le=1)
+    min_similarity_weak: float = Field(0.5, ge=0, le=1)
     min_similarity_return: float = Field(0.5, ge=0, le=1)
     duplicate_iou: float = Field(0.85, gt=0, le=1)
     max_age_seconds: float = Field(1.0, ge=0)
     tentative_age_seconds: float = Field(0.25, ge=0)
-    coast_seconds: float = Field(0.3, ge=0)
-    coast_similarity: float = Field(0.3, ge=0, le=1)
+    coast_seconds: float = Field(0.25, ge=0)
+    coast_similarity: float = Field(0.6, ge=0, le=1)
     memory_seconds: float = Field(30.0, ge=0)
     max_lost: int = Field(100, ge=0)
     gallery_size: int = Field(8, ge=1)
-    gallery_redundant: float = Field(0.9, ge=-1, le=1)
+    gallery_redundant: float = Field(0.97, ge=-1, le=1)
     forgetting: float = Field(0.02, ge=0)
     unlike_cosine: float = Field(0.7, ge=-1, lt=1)
     smooth: bool = True
     measurement_noise: float = Field(0.025, gt=0)
     measurement_noise_size: float = Field(0.02, gt=0)
-    acceleration_noise: float = Field(1.0, gt=0)
+    acceleration_noise: float = Field(4.0, gt=0)
     acceleration_noise_size: float = Field(0.5, gt=0)
-    velocity_noise: float = Field(1.0, gt=0)
-    velocity_noise_size: float = Field(0.5, gt=0)
+    velocity_noise: float = Field(10.0, gt=0)
+    velocity_noise_size: float = Field(4.0, gt=0)
+    restlessness_rate: float = Field(0.1, ge=0)
+    restlessness_limit: float = Field(32.0, ge=1)
 
     @property
     def noise(self) -> MotionNoise:
@@ -91,9 +93,11 @@ class _Entry:
     summary: npt.NDArray[np.float32] | None
     score: float
     seen_seconds: float
+    seen_xyxy: npt.NDArray[np.float32]
     hits: int = 1
     age: int = 0
     missed: int = 0
+    innovation: npt.NDArray[np.float64] | None = None
 
 
 class TrackBook:
@@ -108,7 +112,7 @@ class TrackBook:
         self.config = config
         self.num_tracks = 0
         self.num_returns = 0
-        self._noise = config.noise
+        self._restlessness = Restlessness(config.restlessness_rate, config.restlessness_limit)
         self._next_id = first_id
         self._used: set[int] = set()
         self._entries: list[_Entry] = []
@@ -155,10 +159,12 @@ class TrackBook:
         known = {entry.track_id: entry for entry in self._entries}
         shown = []
         for n, object_id in enumerate(found.object_ids.tolist()):
-            motion = kalman.initiate(found.xyxy[n : n + 1], self._noise)
+            motion = kalman.initiate(found.xyxy[n : n + 1], self.config.noise)
             entry = known.get(object_id)
             if entry is None:
-                entry = _Entry(object_id, "", "confirmed", motion, self._gallery(), None, 0.0, seconds)
+                entry = _Entry(
+                    object_id, "", "confirmed", motion, self._gallery(), None, 0.0, seconds, found.xyxy[n]
+                )
                 self._entries.append(entry)
                 self.num_tracks += 1
             entry.motion, entry.score, entry.seen_seconds, entry.missed = (
@@ -183,11 +189,12 @@ class TrackBook:
         if elapsed < 0:
             raise ValueError(f"frames must come in order of time, got {seconds} s after {self._seconds} s")
         self._seconds = seconds
+        noise = self._restlessness.applied(self.config.noise)
         for entry in self._entries:
             entry.age += 1
             entry.missed += 1
             if entry.state != "lost":
-                entry.motion = kalman.predict(entry.motion, elapsed, self._noise)
+                entry.motion = kalman.predict(entry.motion, elapsed, noise)
 
     def _measure_unlike(self, frame: _FrameBoxes) -> None:
         """Follow the cosine of different objects: that of boxes of one frame that hardly overlap."""
@@ -251,7 +258,12 @@ class TrackBook:
             assert likeness is not None
             return np.where(allowed, likeness, FORBIDDEN)
         predicted = np.concatenate([entry.motion.xyxy for entry in entries])
-        overlap = box_iou(widen(predicted, config.widen), widen(frame.found.xyxy[boxes], config.widen))
+        last_seen = np.stack([entry.seen_xyxy for entry in entries])
+        seen = widen(frame.found.xyxy[boxes], config.widen)
+        # The last place as well as the predicted one: at a few frames a second a velocity is a guess.
+        overlap = np.maximum(
+            box_iou(widen(predicted, config.widen), seen), box_iou(widen(last_seen, config.widen), seen)
+        )
         allowed &= overlap > 0
         total = overlap
         if likeness is not None:
@@ -272,15 +284,20 @@ class TrackBook:
         """Box ``box`` is ``entry``'s in this frame."""
         config, found = self.config, frame.found
         xyxy = found.xyxy[box : box + 1]
+        innovation = None
         if entry.state == "lost":
             self.num_returns += 1
-            entry.motion = kalman.initiate(xyxy, self._noise)
+            entry.motion = kalman.initiate(xyxy, config.noise)
             entry.state = "confirmed"
         else:
-            entry.motion = kalman.update(entry.motion, xyxy, self._noise)
+            entry.motion, innovations = kalman.update(entry.motion, xyxy, config.noise)
+            innovation = innovations[0]
+            if entry.innovation is not None and entry.missed == 1:
+                self._restlessness.learn(entry.innovation, innovation)
+        entry.innovation = innovation
         entry.hits += 1
         entry.missed = 0
-        entry.seen_seconds = seconds
+        entry.seen_seconds, entry.seen_xyxy = seconds, found.xyxy[box]
         entry.score = float(found.scores[box])
         entry.category = entry.category or found.categories[box]
         self._remember(entry, box, frame, seconds)
@@ -306,11 +323,12 @@ class TrackBook:
                 self._new_id(int(frame.claims[box])),
                 found.categories[box],
                 "confirmed" if confirmed else "tentative",
-                kalman.initiate(xyxy, self._noise),
+                kalman.initiate(xyxy, self.config.noise),
                 self._gallery(),
                 None,
                 float(found.scores[box]),
                 seconds,
+                found.xyxy[box],
             )
             self._remember(entry, box, frame, seconds)
             self._entries.append(entry)
