@@ -71,7 +71,7 @@ def repair(
     from pipeline.models.lift_data import list_images
     from pipeline.models.repair import RepairSettings
 
-    _check(output, size=size, fit=fit, survey=survey, iterations=iterations, overwrite=overwrite)
+    _check(output, size=size, fit=fit, kernel=kernel, survey=survey, iterations=iterations, overwrite=overwrite)
     settings = RepairSettings(learning_rate, momentum, limit_layers, window, stop_share)
     job = _Job(list_images(images), output, size, mu, kernel, fit, seed, iterations)
     model = _load(backbone, weights, device, size)
@@ -89,7 +89,9 @@ def repair(
     _save(model, job, clamp)
 
 
-def _check(output: Path, *, size: int, fit: str, survey: int, iterations: int, overwrite: bool) -> None:
+def _check(
+    output: Path, *, size: int, fit: str, kernel: int, survey: int, iterations: int, overwrite: bool
+) -> None:
     from pipeline.errors import ConfigError, OutputError
 
     if output.suffix != ".safetensors":
@@ -98,6 +100,8 @@ def _check(output: Path, *, size: int, fit: str, survey: int, iterations: int, o
         raise OutputError(f"{output} exists already; choose another --output or use --overwrite")
     if fit not in ("exact", "sampled"):
         raise ConfigError(f"--fit {fit}: valid are exact and sampled")
+    if kernel not in (3, 5):
+        raise ConfigError(f"--kernel {kernel}: valid are 3 and 5")
     for name, value in (("--survey", survey), ("--iterations", iterations), ("--size", size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")

@@ -85,24 +85,23 @@ def highest_variance(variance: Tensor, drop: int) -> list[int]:
     return sorted(order[:drop].tolist())
 
 
-def drop_channels(features: Tensor, indices: Sequence[int]) -> Tensor:
-    """``features`` ``(C, ...)`` without the channels in ``indices``; the others keep their order.
+def kept_channels(channels: int, dropped: Sequence[int]) -> Tensor:
+    """The channels that are left, int64, ascending.
 
-    >>> drop_channels(torch.arange(4.0), [1, 2]).tolist()
-    [0.0, 3.0]
+    >>> kept_channels(4, [1, 2]).tolist()
+    [0, 3]
 
     Raises:
         ConfigError: An index does not exist, or no channel would be left.
     """
-    channels = features.shape[0]
-    wrong = [index for index in indices if not 0 <= index < channels]
+    wrong = [index for index in dropped if not 0 <= index < channels]
     if wrong:
         raise ConfigError(f"high_variance_indices: no channel {wrong[0]}, the features have 0 to {channels - 1}")
     keep = torch.ones(channels, dtype=torch.bool)
-    keep[list(indices)] = False
+    keep[list(dropped)] = False
     if not bool(keep.any()):
         raise ConfigError(f"dropping {channels} of {channels} channels leaves no features")
-    return features[keep.nonzero()[:, 0].to(features.device)]
+    return keep.nonzero()[:, 0]
 
 
 class HighVarianceFilter:
@@ -119,16 +118,26 @@ class HighVarianceFilter:
         indices: The dropped channels, ascending; None until they are known.
     """
 
-    def __init__(self, drop: int, *, indices: Sequence[int] | None = None, sample_frames: int = 16) -> None:
+    def __init__(
+        self,
+        drop: int,
+        *,
+        indices: Sequence[int] | None = None,
+        sample_frames: int = 16,
+        channels: int | None = None,
+    ) -> None:
         """Choose by variance, or take the given indices.
 
         Args:
             drop: How many channels to drop; 0 with ``indices`` takes their number.
             indices: Channels to drop; None estimates them.
             sample_frames: From how many frames they are estimated, at least 1.
+            channels: How many channels the features will have, where that is known: wrong indices and counts are
+                then found now and not at the first frame.
 
         Raises:
-            ConfigError: A negative count, repeated indices, or a count that contradicts the indices.
+            ConfigError: A negative count, repeated indices, a count that contradicts the indices, or one of
+                them beyond the channels.
         """
         if drop < 0:
             raise ConfigError(f"drop_high_variance must not be negative, got {drop}")
@@ -147,6 +156,11 @@ class HighVarianceFilter:
         self._given = indices is not None
         self._sampled = 0
         self._share: float | None = None
+        self._kept: Tensor | None = None
+        if channels is not None and self.indices is not None:
+            kept_channels(channels, self.indices)
+        if channels is not None:
+            self._require_some_left(channels)
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Drop the channels of every packet that has features.
@@ -176,12 +190,15 @@ class HighVarianceFilter:
             self._choose(variance.value())
         return held
 
-    def _choose(self, variance: Tensor) -> None:
-        if self.drop >= variance.numel():
+    def _require_some_left(self, channels: int) -> None:
+        if self.drop >= channels:
             raise ConfigError(
-                f"drop_high_variance: {self.drop} of {variance.numel()} channels would leave no features; "
-                f"valid: 0 to {variance.numel() - 1}"
+                f"drop_high_variance: {self.drop} of {channels} channels would leave no features; valid: 0 to "
+                f"{channels - 1}"
             )
+
+    def _choose(self, variance: Tensor) -> None:
+        self._require_some_left(variance.numel())
         self.indices = highest_variance(variance, self.drop)
         total = float(variance.sum())
         self._share = float(variance[self.indices].sum()) / total if total else 0.0
@@ -189,8 +206,11 @@ class HighVarianceFilter:
     def _apply(self, packet: Packet) -> Packet:
         if packet.features is None or not self.indices:
             return packet
-        kept = drop_channels(packet.features.data, self.indices)
-        return dataclasses.replace(packet, features=dataclasses.replace(packet.features, data=kept))
+        data = packet.features.data
+        if self._kept is None or self._kept.device != data.device:
+            self._kept = kept_channels(data.shape[0], self.indices).to(data.device)
+        features = dataclasses.replace(packet.features, data=data[self._kept])
+        return dataclasses.replace(packet, features=features)
 
     def report(self) -> dict[str, Any]:
         """What was dropped, JSON-ready: given or estimated, from how many frames, and the indices.

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.grid import PatchGrid
 from pipeline.records import Features, Frame, Packet
-from stages.ops.high_variance import ChannelVariance, HighVarianceFilter, drop_channels, highest_variance
+from stages.ops.high_variance import ChannelVariance, HighVarianceFilter, highest_variance, kept_channels
 
 GRID = PatchGrid((28, 42), (2, 3), (14.0, 14.0), (7.0, 7.0))
 
@@ -59,7 +59,7 @@ def test_variance_refuses_other_channels_and_emptiness() -> None:
 
 def test_ties_go_to_the_lower_index_and_the_rest_keeps_its_order() -> None:
     assert highest_variance(torch.tensor([2.0, 5.0, 5.0, 5.0]), 2) == [1, 2]
-    assert drop_channels(torch.arange(5.0)[:, None, None], [3, 0])[:, 0, 0].tolist() == [1.0, 2.0, 4.0]
+    assert kept_channels(5, [3, 0]).tolist() == [1, 2, 4]
 
 
 def test_the_loudest_channels_of_the_sample_are_dropped_from_every_packet() -> None:
@@ -138,3 +138,11 @@ def test_more_channels_than_there_are_is_an_error_with_the_valid_range() -> None
         list(HighVarianceFilter(6)(make_packets(1)))
     with pytest.raises(ConfigError, match="no channel 6, the features have 0 to 5"):
         list(HighVarianceFilter(0, indices=[6])(make_packets(1)))
+
+
+def test_what_cannot_be_dropped_is_known_before_the_first_frame() -> None:
+    with pytest.raises(ConfigError, match="valid: 0 to 5"):
+        HighVarianceFilter(6, channels=6)
+    with pytest.raises(ConfigError, match="no channel 9"):
+        HighVarianceFilter(0, indices=[9], channels=6)
+    HighVarianceFilter(5, channels=6)
