@@ -1,0 +1,162 @@
+"""Running the flow over DAVIS sequences and writing index masks in the official layout.
+
+A sequence's masks are written in a hidden folder and moved to their place when all are there, together with a
+record of the config they were made with: a run that was interrupted goes on behind the last whole sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import OutputError
+from pipeline.flow import FlowConfig, chain, make_stages
+from pipeline.formats.davis import DavisSequence, results_missing
+from pipeline.run_report import describe_statistics, peak_memory_bytes, write_json
+from pipeline.runner import Pipeline
+from stages.extract import Extractor
+
+_RECORDS = ".liftstream"
+FPS_SCOPE = (
+    "frames of all sequences over wall time from the first frame's decoding to the last mask on disk, all stages "
+    "running side by side; loading the model and scoring are left out"
+)
+
+
+def davis_config(config: FlowConfig) -> FlowConfig:
+    """The config with the stages off that DAVIS has no use for, and only masks written."""
+    unused = ("cosegment", "track", "annotate")
+    off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in unused}
+    write = config.write.model_copy(
+        update={"enabled": True, "masks": True, "annotated_video": False, "parts": False, "tracks": False}
+    )
+    return config.model_copy(update={**off, "write": write})
+
+
+def fingerprint(config: FlowConfig) -> str:
+    """A hash of everything in the config that can change a mask."""
+    values = config.model_dump(mode="json", exclude={"queue_depth"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def run_sequences(
+    sequences: Sequence[DavisSequence],
+    config: FlowConfig,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str, int], None] = lambda name, frames: None,
+) -> dict[str, dict[str, Any]]:
+    """Propagate the first masks of the sequences; finished ones of the same config are taken as they are.
+
+    Args:
+        sequences: What to run.
+        config: From :func:`davis_config`.
+        output: Gets ``<sequence>/00000.png`` and so on.
+        overwrite: Do sequences again that are there already.
+        progress: Called with the sequence's name and 1 for every frame done, or the number of frames skipped.
+
+    Returns:
+        A record a sequence: frames, seconds, stages, confidence, warnings, and ``resumed``.
+
+    Raises:
+        OutputError: A sequence is there already, but not from this config.
+    """
+    key = fingerprint(config)
+    # All are looked at before any is run, so that a folder of another config fails at once.
+    done = {s.name: finished_record(s, output, key, overwrite=overwrite) for s in sequences}
+    records: dict[str, dict[str, Any]] = {}
+    extractor: Extractor | None = None
+    for sequence in sequences:
+        record = done[sequence.name]
+        if record is not None:
+            progress(sequence.name, len(sequence.frame_names))
+            records[sequence.name] = {**record, "resumed": True}
+            continue
+        extractor = extractor or Extractor(config.extract)
+        record = _run_sequence(sequence, config, output, extractor, progress)
+        record["fingerprint"] = key
+        write_json(_record_path(output, sequence), record)
+        records[sequence.name] = {**record, "resumed": False}
+    return records
+
+
+def finished_record(
+    sequence: DavisSequence, output: Path, key: str, *, overwrite: bool = False
+) -> dict[str, Any] | None:
+    """The record of a sequence that is finished and whole, None where it has to be run.
+
+    Raises:
+        OutputError: Its masks are there, but from another config or without a record.
+    """
+    folder = output / sequence.name
+    if overwrite or not folder.is_dir():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(_record_path(output, sequence).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    if record.get("fingerprint") != key:
+        raise OutputError(
+            f"{folder}: holds masks of {'another config' if record else 'unknown origin'}; "
+            "choose another --output or add --overwrite"
+        )
+    return None if results_missing(sequence, output) else record
+
+
+def summarize_timing(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Frames a second over all sequences, with its scope, and the highest memory any process of them had."""
+    frames = sum(record["frames"] for record in records.values())
+    seconds = sum(record["seconds"] for record in records.values())
+    return {
+        "frames": frames,
+        "seconds": round(seconds, 3),
+        "fps": round(frames / seconds, 3) if seconds else None,
+        "fps_scope": FPS_SCOPE,
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records.values()),
+        "resumed": [name for name, record in records.items() if record["resumed"]],
+    }
+
+
+def _run_sequence(
+    sequence: DavisSequence,
+    config: FlowConfig,
+    output: Path,
+    extractor: Extractor,
+    progress: Callable[[str, int], None],
+) -> dict[str, Any]:
+    partial = output / _RECORDS / f"{sequence.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    stages = make_stages(
+        sequence.frames_dir, config, masks={0: sequence.first_mask()}, output=partial, extractor=extractor
+    )
+    started = time.perf_counter()
+    pipe = Pipeline(config.queue_depth)
+    with pipe:
+        for _ in chain(pipe, stages):
+            progress(sequence.name, 1)
+    seconds = time.perf_counter() - started
+    folder = output / sequence.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    (partial / "masks").rename(folder)
+    shutil.rmtree(partial)
+    return {
+        "frames": len(sequence.frame_names),
+        "seconds": round(seconds, 3),
+        "fps": round(len(sequence.frame_names) / seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "stages": describe_statistics(pipe.statistics),
+        "propagate": stages.reports().get("propagate"),
+        "warnings": stages.warnings(),
+    }
+
+
+def _record_path(output: Path, sequence: DavisSequence) -> Path:
+    return output / _RECORDS / f"{sequence.name}.json"
