@@ -111,7 +111,7 @@ class Extractor:
         self._asked = tuple({str(spec): spec for spec in (*self.facets, *extra)}.values())
         self._lift = _load_lift(config, self.backbone, self.facets[0], self.device)
         self._smoother = _attach_smoother(config, self.backbone)
-        self._filter = _channel_filter(config)
+        self._filter = _channel_filter(config, self.backbone.embed_dim)
         self.backbone.to(self.device)
         store_matmul_weights(self.backbone.vit, self.precision)
         self.batch_size = config.batch_size if config.batch_size != "auto" else _default_batch(self.device)
@@ -263,10 +263,10 @@ def _normalisation(config: ExtractConfig, backbone: Backbone, device: torch.devi
     return 1 / (255 * std), -mean / std
 
 
-def _channel_filter(config: ExtractConfig) -> HighVarianceFilter | None:
+def _channel_filter(config: ExtractConfig, channels: int) -> HighVarianceFilter | None:
     if not config.drop_high_variance and config.high_variance_indices is None:
         return None
-    return HighVarianceFilter(config.drop_high_variance, indices=config.high_variance_indices)
+    return HighVarianceFilter(config.drop_high_variance, indices=config.high_variance_indices, channels=channels)
 
 
 def _attach_smoother(config: ExtractConfig, backbone: Backbone) -> DefectSmoother | None:
