@@ -57,7 +57,7 @@ def bench_tracking(
         raise ConfigError(f"--every {steps}: give whole numbers from 1 on, for example 1,5")
     names = [name.strip() for name in sequences.split(",") if name.strip()]
     opened = [open_sequence(s.folder) for s in find_sequences(root, names=names)]
-    others = _other_trackers()
+    others = other_trackers()
     flow = load_flow_config(config, overrides or [])
     console, content = Console(), {}
     for step in every:
@@ -104,7 +104,7 @@ def compare(
     from stages.extract import Extractor
 
     extractor = Extractor(flow.extract)
-    tasks = [_task(sequence, detections, step) for sequence in opened]
+    tasks = [make_task(sequence, detections, step) for sequence in opened]
 
     def ours(task: Task) -> BoxTable:
         return _ours(task, flow, extractor)
@@ -116,7 +116,8 @@ def compare(
     }
 
 
-def _task(opened: OpenedSequence, detections: str, step: int) -> Task:
+def make_task(opened: OpenedSequence, detections: str, step: int) -> Task:
+    """What there is to track and to find in a sequence at one rate; ``detections`` is ``det`` or ``gt``."""
     from pipeline.evaluation.tracking_preprocess import mot_targets
     from pipeline.formats.boxes import BoxTable
     from pipeline.formats.mot import read_table
@@ -147,7 +148,7 @@ def _ours(task: Task, flow: FlowConfig, extractor: Extractor) -> BoxTable:
 _UNNEEDED = ("cosegment", "propagate", "annotate", "write")
 
 
-def _other_trackers() -> dict[str, Method]:
+def other_trackers() -> dict[str, Method]:
     """The package's trackers by name, each new for every sequence.
 
     Raises:
