@@ -26,7 +26,8 @@ from pipeline.records import Detections, Features, Frame, LabelMap, Packet, Trac
 from stages.ops.association import assign, box_iou
 from stages.ops.gallery import normalize_rows
 from stages.ops.roi_align import RoiAlignSpec, pool_boxes
-from stages.ops.tracks import AssociationConfig, TrackBook
+from stages.ops.track_config import AssociationConfig
+from stages.ops.tracks import TrackBook
 
 DetectionSource = Mapping[int, Detections] | Callable[[Frame], Detections]
 

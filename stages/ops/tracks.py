@@ -17,87 +17,19 @@ predicted place only while the features there still look like it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from pipeline.config import StrictModel
 from pipeline.records import Detections, Track
 from stages.ops import kalman
 from stages.ops.association import FORBIDDEN, area, assign, box_iou, intersection, same_category, widen
 from stages.ops.gallery import Gallery, appearance
-from stages.ops.kalman import MotionNoise, MotionState, Restlessness
+from stages.ops.kalman import Restlessness
+from stages.ops.track_config import AssociationConfig
+from stages.ops.track_entry import Entry, FrameBoxes, show
 
 Describe = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
-
-
-class AssociationConfig(StrictModel):
-    """How boxes become tracks. Every value's reason is in ``configs/tracking.yaml``."""
-
-    min_score: float = Field(0.1, ge=0)
-    sure_score: float = Field(0.6, ge=0)
-    birth_score: float = Field(0.6, ge=0)
-    confirm_score: float = Field(0.6, ge=0)
-    confirm_hits: int = Field(2, ge=1)
-    appearance_weight: float = Field(0.5, ge=0, le=1)
-    widen: float = Field(0.6, ge=0, le=2)
-    min_similarity: float = Field(0.2, ge=0, le=1)
-    min_similarity_weak: float = Field(0.5, ge=0, le=1)
-    min_similarity_return: float = Field(0.5, ge=0, le=1)
-    duplicate_iou: float = Field(0.85, gt=0, le=1)
-    max_age_seconds: float = Field(1.0, ge=0)
-    tentative_age_seconds: float = Field(0.25, ge=0)
-    coast_seconds: float = Field(0.25, ge=0)
-    coast_similarity: float = Field(0.6, ge=0, le=1)
-    memory_seconds: float = Field(30.0, ge=0)
-    max_lost: int = Field(100, ge=0)
-    gallery_size: int = Field(8, ge=1)
-    gallery_redundant: float = Field(0.97, ge=-1, le=1)
-    forgetting: float = Field(0.02, ge=0)
-    unlike_cosine: float = Field(0.7, ge=-1, lt=1)
-    smooth: bool = True
-    measurement_noise: float = Field(0.025, gt=0)
-    measurement_noise_size: float = Field(0.02, gt=0)
-    acceleration_noise: float = Field(4.0, gt=0)
-    acceleration_noise_size: float = Field(0.5, gt=0)
-    velocity_noise: float = Field(10.0, gt=0)
-    velocity_noise_size: float = Field(4.0, gt=0)
-    restlessness_rate: float = Field(0.1, ge=0)
-    restlessness_limit: float = Field(32.0, ge=1)
-
-    @property
-    def noise(self) -> MotionNoise:
-        """The motion model's part of the values."""
-        return MotionNoise(
-            self.measurement_noise,
-            self.measurement_noise_size,
-            self.acceleration_noise,
-            self.acceleration_noise_size,
-            self.velocity_noise,
-            self.velocity_noise_size,
-        )
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One track. ``motion`` holds one filter, predicted to the time of the last step."""
-
-    track_id: int
-    category: str
-    state: Literal["tentative", "confirmed", "lost"]
-    motion: MotionState
-    gallery: Gallery
-    summary: npt.NDArray[np.float32] | None
-    score: float
-    seen_seconds: float
-    seen_xyxy: npt.NDArray[np.float32]
-    hits: int = 1
-    age: int = 0
-    missed: int = 0
-    innovation: npt.NDArray[np.float64] | None = None
 
 
 class TrackBook:
@@ -115,7 +47,7 @@ class TrackBook:
         self._restlessness = Restlessness(config.restlessness_rate, config.restlessness_limit)
         self._next_id = first_id
         self._used: set[int] = set()
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._seconds: float | None = None
         self._unlike = config.unlike_cosine
 
@@ -144,7 +76,7 @@ class TrackBook:
         Returns:
             The tracks to show in this frame, by id.
         """
-        frame = _FrameBoxes(found, descriptors, summary, claims)
+        frame = FrameBoxes(found, descriptors, summary, claims)
         self._advance(seconds)
         self._measure_unlike(frame)
         free = self._match(frame, seconds)
@@ -162,7 +94,7 @@ class TrackBook:
             motion = kalman.initiate(found.xyxy[n : n + 1], self.config.noise)
             entry = known.get(object_id)
             if entry is None:
-                entry = _Entry(
+                entry = Entry(
                     object_id, "", "confirmed", motion, self._gallery(), None, 0.0, seconds, found.xyxy[n]
                 )
                 self._entries.append(entry)
@@ -174,7 +106,7 @@ class TrackBook:
                 -1,
             )
             entry.summary = None if summary is None else summary[n]
-            shown.append(_show(entry, found.xyxy[n], confidence=float(found.scores[n])))
+            shown.append(show(entry, found.xyxy[n], confidence=float(found.scores[n])))
         for entry in self._entries:
             entry.age += 1
             entry.missed += 1
@@ -196,7 +128,7 @@ class TrackBook:
             if entry.state != "lost":
                 entry.motion = kalman.predict(entry.motion, elapsed, noise)
 
-    def _measure_unlike(self, frame: _FrameBoxes) -> None:
+    def _measure_unlike(self, frame: FrameBoxes) -> None:
         """Follow the cosine of different objects: that of boxes of one frame that hardly overlap."""
         if frame.descriptors is None or len(frame.found) < 2:
             return
@@ -206,7 +138,7 @@ class TrackBook:
             typical = float(np.median((frame.descriptors @ frame.descriptors.T)[apart]))
             self._unlike += 0.1 * (typical - self._unlike)
 
-    def _match(self, frame: _FrameBoxes, seconds: float) -> list[int]:
+    def _match(self, frame: FrameBoxes, seconds: float) -> list[int]:
         """The rounds of matching; returns the boxes left over, sure ones only."""
         config = self.config
         scores = frame.found.scores
@@ -215,22 +147,23 @@ class TrackBook:
         pools = {
             state: [e for e in self._entries if e.state == state] for state in ("confirmed", "tentative", "lost")
         }
-        sure, expected = self._round(pools["confirmed"], sure, frame, seconds, config.min_similarity)
-        self._round(expected, weak, frame, seconds, config.min_similarity_weak)
+        sure, waiting = self._round(pools["confirmed"], sure, frame, seconds, config.min_similarity)
+        _, waiting = self._round(waiting, weak, frame, seconds, config.min_similarity_weak)
         sure, _ = self._round(pools["tentative"], sure, frame, seconds, config.min_similarity)
-        sure, _ = self._round(pools["lost"], sure, frame, seconds, config.min_similarity_return, by_place=False)
+        absent = [*waiting, *pools["lost"]]
+        sure, _ = self._round(absent, sure, frame, seconds, config.min_similarity_return, by_place=False)
         return sure
 
     def _round(
         self,
-        entries: list[_Entry],
+        entries: list[Entry],
         boxes: list[int],
-        frame: _FrameBoxes,
+        frame: FrameBoxes,
         seconds: float,
         minimum: float,
         *,
         by_place: bool = True,
-    ) -> tuple[list[int], list[_Entry]]:
+    ) -> tuple[list[int], list[Entry]]:
         """Match ``boxes`` to ``entries``; returns the boxes and the entries that stay unmatched."""
         if not entries or not boxes:
             return boxes, entries
@@ -239,7 +172,7 @@ class TrackBook:
         similarity = self._similarity(entries, boxes, frame, seconds, by_place=by_place)
         pairs = assign(similarity, minimum)
         for row, column in pairs:
-            self._continue(entries[row], boxes[column], frame, seconds)
+            self._continue(entries[row], boxes[column], frame, seconds, moved=not by_place)
         rows, columns = {row for row, _ in pairs}, {column for _, column in pairs}
         return (
             [box for n, box in enumerate(boxes) if n not in columns],
@@ -247,7 +180,7 @@ class TrackBook:
         )
 
     def _similarity(
-        self, entries: list[_Entry], boxes: list[int], frame: _FrameBoxes, seconds: float, *, by_place: bool
+        self, entries: list[Entry], boxes: list[int], frame: FrameBoxes, seconds: float, *, by_place: bool
     ) -> npt.NDArray[np.float64]:
         """Similarity ``(entries, boxes)`` in [0, 1], :data:`FORBIDDEN` where a pair is impossible."""
         config = self.config
@@ -280,12 +213,12 @@ class TrackBook:
         likeness: npt.NDArray[np.float64] = ((cosines - self._unlike) / (1 - self._unlike)).clip(0, 1)
         return likeness
 
-    def _continue(self, entry: _Entry, box: int, frame: _FrameBoxes, seconds: float) -> None:
-        """Box ``box`` is ``entry``'s in this frame."""
+    def _continue(self, entry: Entry, box: int, frame: FrameBoxes, seconds: float, *, moved: bool) -> None:
+        """Box ``box`` is ``entry``'s in this frame; ``moved`` where it was found by its looks alone."""
         config, found = self.config, frame.found
         xyxy = found.xyxy[box : box + 1]
         innovation = None
-        if entry.state == "lost":
+        if moved:
             self.num_returns += 1
             entry.motion = kalman.initiate(xyxy, config.noise)
             entry.state = "confirmed"
@@ -304,12 +237,12 @@ class TrackBook:
         if entry.hits >= config.confirm_hits:
             entry.state = "confirmed"
 
-    def _remember(self, entry: _Entry, box: int, frame: _FrameBoxes, seconds: float) -> None:
+    def _remember(self, entry: Entry, box: int, frame: FrameBoxes, seconds: float) -> None:
         if frame.descriptors is not None:
             entry.gallery.add(frame.descriptors[box], seconds)
         entry.summary = None if frame.summary is None else frame.summary[box]
 
-    def _bear(self, frame: _FrameBoxes, boxes: list[int], seconds: float) -> None:
+    def _bear(self, frame: FrameBoxes, boxes: list[int], seconds: float) -> None:
         """New tracks from sure boxes nothing claimed, unless they double a box that a track has just taken."""
         config, found = self.config, frame.found
         taken = [entry.motion.xyxy for entry in self._entries if entry.missed == 0]
@@ -319,7 +252,7 @@ class TrackBook:
             if found.scores[box] < config.birth_score or doubled:
                 continue
             confirmed = config.confirm_hits <= 1 or found.scores[box] >= config.confirm_score
-            entry = _Entry(
+            entry = Entry(
                 self._new_id(int(frame.claims[box])),
                 found.categories[box],
                 "confirmed" if confirmed else "tentative",
@@ -346,7 +279,7 @@ class TrackBook:
     def _retire(self, seconds: float) -> None:
         """Tracks unseen for too long become lost, then forgotten."""
         config = self.config
-        kept: list[_Entry] = []
+        kept: list[Entry] = []
         for entry in self._entries:
             unseen = seconds - entry.seen_seconds
             if entry.state == "tentative" and unseen > config.tentative_age_seconds:
@@ -365,12 +298,12 @@ class TrackBook:
         coasting = self._coasting(seen, seconds, image_hw, describe)
         height, width = image_hw
         limit = np.array([width, height, width, height], np.float64)
-        shown = [_show(e, np.clip(e.motion.xyxy[0], 0, limit)) for e in (*seen, *coasting)]
+        shown = [show(e, np.clip(e.motion.xyxy[0], 0, limit)) for e in (*seen, *coasting)]
         return tuple(sorted(shown, key=lambda track: track.track_id))
 
     def _coasting(
-        self, seen: list[_Entry], seconds: float, image_hw: tuple[int, int], describe: Describe | None
-    ) -> list[_Entry]:
+        self, seen: list[Entry], seconds: float, image_hw: tuple[int, int], describe: Describe | None
+    ) -> list[Entry]:
         config = self.config
         waiting = [
             e
@@ -392,36 +325,3 @@ class TrackBook:
             assert likeness is not None
             keep &= np.diagonal(likeness) >= config.coast_similarity
         return [e for e, good in zip(waiting, keep, strict=True) if good]
-
-
-class _FrameBoxes:
-    """The boxes of one frame and what is known of them."""
-
-    def __init__(
-        self,
-        found: Detections,
-        descriptors: npt.NDArray[np.float32] | None,
-        summary: npt.NDArray[np.float32] | None,
-        claims: npt.NDArray[np.int64] | None,
-    ) -> None:
-        self.found = found
-        self.descriptors = descriptors
-        self.summary = summary
-        self.claims = np.zeros(len(found), np.int64) if claims is None else claims
-
-    def take(self, boxes: list[int]) -> npt.NDArray[np.float32] | None:
-        return None if self.descriptors is None else self.descriptors[boxes]
-
-
-def _show(entry: _Entry, xyxy: npt.NDArray[np.floating], confidence: float = 1.0) -> Track:
-    left, top, right, bottom = (float(value) for value in xyxy)
-    return Track(
-        track_id=entry.track_id,
-        xyxy=(left, top, right, bottom),
-        score=entry.score,
-        category=entry.category,
-        embedding=entry.summary,
-        age=entry.age,
-        time_since_update=max(entry.missed, 0),
-        confidence=confidence,
-    )
