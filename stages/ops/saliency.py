@@ -30,6 +30,8 @@ from pipeline.models.facets import FacetSpec
 SaliencyCue = Literal["auto", "cls_attention", "first_pc", "ncut", "none"]
 
 _POWER: Final = 3
+# Keeps the graph connected, and a cell without any direction in it.
+_LEAST_COSINE: Final = 0.01
 _MAX_CELLS: Final = 1024
 _VECTORS: Final = 4
 _STEPS: Final = 12
@@ -85,7 +87,7 @@ def _cut_eigenvectors(points: Tensor) -> Tensor:
     D^1/2 1, and is projected out of a subspace iteration.
     """
     unit = F.normalize(points, dim=-1)
-    weights = (unit @ unit.transpose(1, 2)).clamp_min_(0).pow_(_POWER)
+    weights = (unit @ unit.transpose(1, 2)).clamp_min_(_LEAST_COSINE).pow_(_POWER)
     degree = weights.sum(dim=-1, keepdim=True)
     root = degree.rsqrt()
     matrix = weights.mul_(root).mul_(root.transpose(1, 2))
