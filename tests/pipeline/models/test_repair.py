@@ -169,3 +169,39 @@ def test_saved_weights_are_read_by_the_loader(planted: Any, tmp_path: Path) -> N
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="repair needs"):
         RepairSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "layers"),
+    [
+        ("dinov2_vitg14", {"embed_dim": 48, "num_heads": 3, "img_size": 56}, 4),
+        ("dinov2_vits14_reg", {"embed_dim": 48, "num_heads": 3, "img_size": 56}, 4),
+        ("dinov3_vits16plus", {"embed_dim": 48, "num_heads": 3}, 5),
+    ],
+)
+def test_packed_and_split_gates_registers_and_rotary_embeddings_can_be_repaired(
+    name: str, overrides: dict[str, Any], layers: int
+) -> None:
+    backbone = load_backbone(name, weights="random", overrides={"depth": 2, **overrides})
+    with torch.no_grad():
+        for key, parameter in backbone.vit.named_parameters():
+            if "gamma" in key:
+                parameter.fill_(1.0)
+    directions = defect_directions(backbone.vit.blocks, fit="exact")
+    assert directions.shape == (2, 48)
+    side = 4 * backbone.patch_px
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def loss(layer: int, tokens: Tensor) -> Tensor | None:
+        assert tokens.shape == (1, 4, 4, 48)
+        return tokens.square().mean() if layer == 1 else None
+
+    repairer = Repairer(backbone, loss, RepairSettings(learning_rate=0.5))
+    losses = [repairer.step(image).loss or 0.0 for _ in range(4)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+    assert [len(block) for block in repairer._shifts] == [layers, layers]
+    with torch.no_grad():
+        before = backbone(image, LAST).maps["token@-1"]
+        repairer.fold()
+        assert torch.equal(backbone(image, LAST).maps["token@-1"], before)
