@@ -1,42 +1,51 @@
 """Foreground and parts that keep their numbers through a video, without labels.
 
-A codebook of centroids is fitted on the first frames of a shot and every later frame is assigned to it. At a cut
-a new one is fitted and matched to the old, so that a part that is still there keeps its number.
+A codebook is fitted on the first frames of a shot; every frame, the first ones too, is assigned to it, and it
+follows slow change. At a cut, or when the frames stop fitting, it is fitted again and its parts are matched to all
+parts seen so far, so that a part that is still there keeps its number and colour.
 
-Source: Amir et al. 2021, section 4 (https://arxiv.org/abs/2112.05814), made to stream.
+Source: Amir et al. 2021, "Deep ViT Features as Dense Visual Descriptors", section 4
+(https://arxiv.org/abs/2112.05814), made to stream; with ``mode: two_pass`` the whole video is the set of images,
+as in the paper.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
 
 from pipeline.config import StrictModel
 from pipeline.records import Features, Packet, PartMap
-from stages.ops.cosegmentation import (
-    Codebook,
-    KmeansOptions,
-    fit_clusters,
-    fit_parts,
-    foreground_evidence,
-    relative_saliency,
-)
-from stages.ops.guided import guided_filter
-from stages.ops.kmeans import FloatArray, match_centroids, normalize_rows, squared_distances
+from stages.ops.codebook import Codebook, Cues, FitOptions, ForegroundMethod, Observation, fit_codebook
+from stages.ops.cosegmentation import KmeansOptions, relative_saliency
+from stages.ops.drawing import PART_COLOURS
+from stages.ops.kmeans import normalize_rows
+from stages.ops.motion import continuity, object_motion, small_gray
+from stages.ops.part_maps import PartNumbers, Refinement, make_part_map
+from stages.ops.reservoir import EvenReservoir
+from stages.ops.spool import PacketSpool
+
+_MAX_WARNINGS = 50
 
 
 class CosegmentConfig(StrictModel):
-    """Options of the co-segmentation stage."""
+    """Settings of the co-segmentation stage; every field is explained in ``configs/default.yaml``."""
 
     enabled: bool = True
+    mode: Literal["streaming", "two_pass"] = "streaming"
     warmup_frames: int = Field(16, ge=1, le=256)
-    num_parts: int | None = Field(4, ge=1, le=254)
+    foreground: ForegroundMethod = "discriminant"
+    cues: Cues = "both"
+    num_parts: int | None = Field(4, ge=1, le=64)
+    three_stage: bool = False
+    part_elbow: float = Field(0.94, gt=0, le=1)
     max_clusters: int = Field(14, ge=2, le=64)
     elbow: float = Field(0.975, gt=0, le=1)
     saliency_threshold: float = Field(2.0, gt=0)
@@ -44,147 +53,225 @@ class CosegmentConfig(StrictModel):
     sample_interval: int = Field(8, ge=1)
     kmeans_iterations: int = Field(50, ge=1)
     kmeans_redo: int = Field(3, ge=1)
-    refine: Literal["guided", "none"] = "guided"
+    forgetting: float = Field(0.98, gt=0, le=1)
+    cut_similarity: float = Field(0.6, ge=0, le=1)
+    cut_drop: float = Field(0.1, ge=0, le=1)
+    break_ratio: float = Field(1.5, gt=1)
+    break_frames: int = Field(3, ge=1)
+    match_distance: float = Field(0.5, gt=0, le=4)
+    min_component_share: float = Field(0.05, ge=0, le=1)
+    refine: Refinement = "guided"
+    reservoir_frames: int = Field(48, ge=2, le=1024)
+    spool_folder: str | None = None
 
 
 @dataclass(slots=True)
-class _Cells:
-    """What the stage needs of a frame: unit descriptors ``(N, C)`` and relative saliency ``(N,)``."""
+class _Previous:
+    """The frame before, as far as the next one needs it."""
 
-    rows: FloatArray
-    saliency: FloatArray
+    gray: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.float32]
+    usual: float
 
 
 class Cosegmenter:
     """Adds a :class:`PartMap` to every packet.
 
-    Invariant: a part number, once given, means the same part for the rest of the stream, across refits. At most
-    ``warmup_frames`` packets are held back, at the start and after each cut.
+    Invariant: a part number, once given, means the same part for the rest of the stream, across refits. While
+    streaming at most ``warmup_frames`` packets are held back, at the start and after each cut, and as many
+    frames' descriptors are remembered. Used for one stream; make a new one for the next.
     """
 
     def __init__(self, config: CosegmentConfig) -> None:
+        """Take the settings; nothing is loaded."""
         self.config = config
         self.warnings: list[str] = []
-        self._options = KmeansOptions(
-            elbow=config.elbow,
-            max_clusters=config.max_clusters,
-            iterations=config.kmeans_iterations,
-            redo=config.kmeans_redo,
-            sample_interval=config.sample_interval,
+        self._options = FitOptions(
+            kmeans=KmeansOptions(
+                elbow=config.elbow,
+                max_clusters=config.max_clusters,
+                iterations=config.kmeans_iterations,
+                redo=config.kmeans_redo,
+                sample_interval=config.sample_interval,
+            ),
+            foreground=config.foreground,
+            cues=config.cues,
+            num_parts=config.num_parts,
+            three_stage=config.three_stage,
+            part_elbow=config.part_elbow,
+            saliency_threshold=config.saliency_threshold,
+            votes_percent=config.votes_percent,
         )
         self._codebook: Codebook | None = None
+        self._numbers = PartNumbers(config.match_distance)
+        self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
+        self._previous: _Previous | None = None
+        self._misfits = 0
         self._fits: list[dict[str, Any]] = []
         self._parts: dict[int, dict[str, Any]] = {}
-        self._next_number = 1
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Yield every packet with its parts, in order."""
+        return self._two_pass(packets) if self.config.mode == "two_pass" else self._streaming(packets)
+
+    def report(self) -> dict[str, Any]:
+        """Fits (with the frame and the reason) and parts, ready for JSON."""
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        return {"mode": self.config.mode, "fits": self._fits, "parts": parts}
+
+    def _streaming(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         waiting: list[Packet] = []
+        reason = "start"
         for packet in packets:
+            seen, is_cut = self._observe(packet)
+            if is_cut:
+                yield from self._start_shot(waiting, reason)
+                waiting, reason, self._codebook = [], "cut", None
+                self._recent.clear()
+            self._recent.append(seen)
             if self._codebook is not None:
-                yield self._labelled(packet)
+                yield self._follow(packet, seen)
                 continue
             waiting.append(packet)
             if len(waiting) >= self.config.warmup_frames:
-                yield from self._start_shot(waiting)
+                yield from self._start_shot(waiting, reason)
                 waiting = []
-        if waiting:
-            yield from self._start_shot(waiting)
+        yield from self._start_shot(waiting, reason)
 
-    def report(self) -> dict[str, Any]:
-        """Fits and parts, ready for JSON."""
-        return {"fits": self._fits, "parts": [self._parts[number] for number in sorted(self._parts)]}
+    def _two_pass(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+        folder = Path(self.config.spool_folder) if self.config.spool_folder else None
+        reservoir: EvenReservoir[Observation] = EvenReservoir(self.config.reservoir_frames)
+        with PacketSpool(folder) as spool:
+            before: npt.NDArray[np.uint8] | None = None
+            for packet in packets:
+                spool.append(packet)
+                gray = small_gray(packet.frame.image)
+                if reservoir.wants_next():
+                    reservoir.add(observe(packet, gray, before))
+                else:
+                    reservoir.skip()
+                before = gray
+            if not reservoir.items:
+                return
+            for number, packet in enumerate(spool):
+                if number == 0:
+                    self._fit(reservoir.items, packet.index, "whole video")
+                yield self._labelled(packet, observe(packet, None, None))
 
-    def _start_shot(self, waiting: list[Packet]) -> Iterator[Packet]:
-        self._fit(waiting)
-        for packet in waiting:
-            yield self._labelled(packet)
+    def _observe(self, packet: Packet) -> tuple[Observation, bool]:
+        """What the frame shows, and whether a cut lies before it."""
+        gray = small_gray(packet.frame.image)
+        before = self._previous
+        seen = observe(packet, gray, None if before is None else before.gray)
+        if before is None or before.rows.shape != seen.rows.shape:
+            self._previous = _Previous(gray, seen.rows, 1.0)
+            return seen, before is not None
+        similarity = continuity(seen.rows, before.rows)
+        limit = min(self.config.cut_similarity, before.usual - self.config.cut_drop)
+        is_cut = similarity < limit
+        usual = 1.0 if is_cut else min(similarity, 0.8 * before.usual + 0.2 * similarity)
+        self._previous = _Previous(gray, seen.rows, usual)
+        return (replace(seen, motion_px=None) if is_cut else seen), is_cut
 
-    def _fit(self, packets: list[Packet]) -> None:
-        cells = [_cells_of(packet) for packet in packets]
-        descriptors = [cell.rows for cell in cells]
-        clusters, salient = fit_clusters(
-            descriptors,
-            [cell.saliency for cell in cells],
-            options=self._options,
-            threshold=self.config.saliency_threshold,
-            votes_percent=self.config.votes_percent,
-        )
-        bare = Codebook(clusters, salient, np.zeros((0, clusters.shape[1]), np.float32), np.zeros(0, np.int64))
-        masks = [foreground_evidence(rows, bare) >= 0.5 for rows in descriptors]
-        parts = fit_parts(descriptors, masks, num_parts=self.config.num_parts, options=self._options)
-        self._codebook = Codebook(clusters, salient, parts, self._numbers(parts))
+    def _start_shot(self, waiting: list[Packet], reason: str) -> Iterator[Packet]:
+        if not waiting:
+            return
+        window = list(self._recent)[-len(waiting) :]
+        self._fit(window, waiting[0].index, reason)
+        for packet, seen in zip(waiting, window, strict=True):
+            yield self._labelled(packet, seen)
+
+    def _follow(self, packet: Packet, seen: Observation) -> Packet:
+        """Label a later frame of a shot, then learn from it; or fit anew when too many did not fit."""
+        assert self._codebook is not None
+        misfit = self._codebook.error_of(seen.rows) > self.config.break_ratio
+        self._misfits = self._misfits + 1 if misfit else 0
+        if self._misfits >= self.config.break_frames:
+            self._fit(list(self._recent)[-self._misfits :], packet.index, "change")
+        labelled = self._labelled(packet, seen)
+        self._codebook = self._codebook.updated(seen, self.config.forgetting)
+        self._numbers.follow(self._codebook.parts)
+        return labelled
+
+    def _fit(self, window: list[Observation], frame: int, reason: str) -> None:
+        codebook = fit_codebook(window, self._options)
+        self._codebook = codebook
+        self._misfits = 0
+        kept = self._numbers.assign(codebook.parts)
         self._fits.append(
             {
-                "frame": packets[0].index,
-                "clusters": len(clusters),
-                "salient": int(salient.sum()),
-                "parts": len(parts),
+                "frame": frame,
+                "reason": reason,
+                "window_frames": len(window),
+                "clusters": len(codebook.clusters),
+                "parts": [int(number) for number in self._numbers.current],
+                "kept_parts": kept,
             }
         )
-        if not len(parts):
-            self.warnings.append(f"frame {packets[0].index}: nothing salient, so there are no parts")
+        if codebook.is_empty:
+            self._warn(f"frame {frame}: nothing salient was found, so there are no parts from here on")
+        if self._numbers.exhausted:
+            self._warn("more than 255 parts were seen; the oldest numbers are used again")
 
-    def _numbers(self, parts: FloatArray) -> npt.NDArray[np.int64]:
-        old = self._codebook
-        numbers = np.full(len(parts), -1, np.int64)
-        if old is not None and not old.is_empty:
-            matched = match_centroids(old.parts, parts, max_distance=0.5)
-            numbers[matched >= 0] = old.numbers[matched[matched >= 0]]
-        for index in np.flatnonzero(numbers < 0):
-            numbers[index] = self._next_number
-            self._next_number += 1
-        return numbers
+    def _warn(self, line: str) -> None:
+        if line not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
+            self.warnings.append(line)
 
-    def _labelled(self, packet: Packet) -> Packet:
+    def _labelled(self, packet: Packet, seen: Observation) -> Packet:
         assert self._codebook is not None
-        features = _features_of(packet)
-        parts = label_cells(packet, features, self._codebook, self.config)
+        parts = make_part_map(
+            packet.frame.image,
+            _features_of(packet).grid,
+            seen.rows,
+            self._codebook,
+            self._numbers.current,
+            num_parts=self._numbers.highest,
+            refine=self.config.refine,
+            min_component_share=self.config.min_component_share,
+        )
         self._count(packet.index, parts)
         return replace(packet, parts=parts)
 
     def _count(self, frame: int, parts: PartMap) -> None:
         areas = np.bincount(parts.index_mask.ravel(), minlength=1)
         for number in np.flatnonzero(areas[1:]) + 1:
-            entry = self._parts.setdefault(
-                int(number), {"number": int(number), "mean_area_px": 0.0, "frames": 0, "first_frame": frame}
-            )
-            entry["mean_area_px"] += (float(areas[number]) - entry["mean_area_px"]) / (entry["frames"] + 1)
+            colour = "#" + "".join(f"{int(c):02x}" for c in PART_COLOURS[number])
+            fresh = {
+                "number": int(number),
+                "colour": colour,
+                "mean_area_px": 0.0,
+                "frames": 0,
+                "first_frame": frame,
+            }
+            entry = self._parts.setdefault(int(number), fresh)
             entry["frames"] += 1
+            entry["mean_area_px"] += (float(areas[number]) - entry["mean_area_px"]) / entry["frames"]
             entry["last_frame"] = frame
 
 
-def label_cells(packet: Packet, features: Features, codebook: Codebook, config: CosegmentConfig) -> PartMap:
-    """The parts of one frame by an existing codebook."""
-    grid = features.grid
-    height, width = packet.frame.image_hw
-    rows = _cells_of(packet).rows
-    evidence = foreground_evidence(rows, codebook).reshape(grid.grid_hw)
-    num_parts = int(codebook.numbers.max()) if len(codebook.numbers) else 0
-    if codebook.is_empty:
-        empty = np.zeros(grid.grid_hw, np.uint8)
-        return PartMap(empty, num_parts, np.zeros((height, width), np.uint8), np.zeros_like(evidence))
-    nearness = -squared_distances(rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
-    part_ids = np.where(evidence >= 0.5, codebook.numbers[nearness.argmax(axis=0)], 0).astype(np.uint8)
-    soft = grid.upsample(torch.from_numpy(evidence[None]))[0].numpy()
-    if config.refine == "guided":
-        radius = max(1, round(grid.stride_px[0] / 2))
-        soft = guided_filter(packet.frame.image, soft[None], radius_px=radius)[0]
-    winners = grid.upsample(torch.from_numpy(np.ascontiguousarray(nearness))).argmax(dim=0).numpy()
-    index_mask = np.where(soft >= 0.5, codebook.numbers[winners], 0).astype(np.uint8)
-    return PartMap(part_ids, num_parts, index_mask, evidence)
+def observe(
+    packet: Packet, gray: npt.NDArray[np.uint8] | None, before: npt.NDArray[np.uint8] | None
+) -> Observation:
+    """Descriptors, saliency and motion of a packet's frame.
+
+    Args:
+        packet: With features.
+        gray: Small grey copy of its frame.
+        before: That of the frame before; without either there is no motion.
+    """
+    features = _features_of(packet)
+    data = features.data.detach().float().cpu().numpy()
+    rows = normalize_rows(data.reshape(data.shape[0], -1).T)
+    saliency = np.zeros(len(rows), np.float32)
+    if features.saliency is not None:
+        saliency = relative_saliency(features.saliency.detach().float().cpu().numpy().ravel())
+    motion = None
+    if gray is not None and before is not None and gray.shape == before.shape:
+        motion = object_motion(gray, before, features.grid.grid_hw).ravel()
+    return Observation(rows, saliency, motion)
 
 
 def _features_of(packet: Packet) -> Features:
     if packet.features is None:
         raise ValueError(f"frame {packet.index} has no features; cosegment comes after extract")
     return packet.features
-
-
-def _cells_of(packet: Packet) -> _Cells:
-    features = _features_of(packet)
-    data = features.data.detach().float().cpu().numpy()
-    rows = normalize_rows(data.reshape(data.shape[0], -1).T)
-    if features.saliency is None:
-        return _Cells(rows, np.zeros(len(rows), np.float32))
-    return _Cells(rows, relative_saliency(features.saliency.detach().float().cpu().numpy().ravel()))

@@ -11,7 +11,8 @@ Differs from the reference:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,28 +38,6 @@ class KmeansOptions:
     iterations: int = 300
     redo: int = 10
     sample_interval: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Codebook:
-    """What a set of frames is made of.
-
-    Attributes:
-        clusters: float32 ``(K, C)``, the centroids of everything.
-        salient: bool ``(K,)``, which of them are foreground.
-        parts: float32 ``(P, C)``, the centroids of the foreground.
-        numbers: int64 ``(P,)``, the number (from 1) each part is written as.
-    """
-
-    clusters: FloatArray
-    salient: npt.NDArray[np.bool_]
-    parts: FloatArray
-    numbers: IntArray
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is foreground."""
-        return len(self.parts) == 0
 
 
 def fit_clusters(
@@ -146,15 +125,69 @@ def relative_saliency(saliency: FloatArray) -> FloatArray:
     return (values / max(float(values.mean()), 1e-12)).astype(np.float32)
 
 
-def foreground_evidence(rows: FloatArray, codebook: Codebook, sharpness: float = 20.0) -> FloatArray:
-    """How much nearer each cell is to a salient cluster than to any other, in [0, 1]; 0.5 is the border.
+def vote_logits(
+    rows: FloatArray, clusters: FloatArray, salient: npt.NDArray[np.bool_], sharpness: float = 20.0
+) -> FloatArray:
+    """How much nearer each cell is to a salient cluster than to any other, as log odds; 0 is the border.
 
-    The logistic of the difference of squared distances, so that a cell's nearest cluster decides at 0.5.
+    Args:
+        rows: float32 ``(N, C)``.
+        clusters: float32 ``(K, C)``.
+        salient: bool ``(K,)``.
+        sharpness: Log odds for a difference of 1 in squared distance.
     """
-    if not codebook.salient.any():
-        return np.zeros(len(rows), np.float32)
-    if codebook.salient.all():
-        return np.ones(len(rows), np.float32)
-    distances = squared_distances(rows, codebook.clusters)
-    margin = distances[:, ~codebook.salient].min(axis=1) - distances[:, codebook.salient].min(axis=1)
-    return np.asarray(1.0 / (1.0 + np.exp(-sharpness * margin)), np.float32)
+    if salient.all() or not salient.any():
+        return np.full(len(rows), 30.0 if salient.any() else -30.0, np.float32)
+    distances = squared_distances(rows, clusters)
+    margin = distances[:, ~salient].min(axis=1) - distances[:, salient].min(axis=1)
+    return np.asarray(sharpness * margin, np.float32)
+
+
+def three_stage_parts(
+    descriptors: list[FloatArray],
+    foreground: list[npt.NDArray[np.bool_]],
+    *,
+    num_parts: int | None,
+    options: KmeansOptions,
+    part_elbow: float = 0.94,
+    relabel: Callable[[int, FloatArray], IntArray] | None = None,
+) -> FloatArray:
+    """Parts by three stages: over-segment, keep what all frames have in common, cluster that again.
+
+    Args:
+        descriptors: For each frame float32 ``(N, C)``, L2-normalised.
+        foreground: For each frame bool ``(N,)``.
+        num_parts: Wanted number of parts; None lets the elbow rule find it.
+        options: Of k-means.
+        part_elbow: The elbow coefficient of the middle stage.
+        relabel: Refined part of each cell of a frame (-1 is background) from the frame's number and the middle
+            stage's centroids; the nearest centroid inside the foreground by default.
+
+    Returns:
+        float32 ``(P, C)``. Where no part is common to all frames, the parts of two stages.
+    """
+    first = fit_parts(descriptors, foreground, num_parts=None, options=replace(options, elbow=part_elbow))
+    if not len(first):
+        return first
+
+    def nearest(frame: int, centroids: FloatArray) -> IntArray:
+        return np.where(foreground[frame], assign(descriptors[frame], centroids)[0], -1)
+
+    labels = [(relabel or nearest)(frame, first) for frame in range(len(descriptors))]
+    common = common_labels(labels, len(first))
+    kept = [np.isin(frame_labels, np.flatnonzero(common)) for frame_labels in labels]
+    if not any(mask.any() for mask in kept):
+        return fit_parts(descriptors, foreground, num_parts=num_parts, options=options)
+    return fit_parts(descriptors, kept, num_parts=num_parts, options=options)
+
+
+def common_labels(labels: list[IntArray], count: int) -> npt.NDArray[np.bool_]:
+    """Which labels 0 .. ``count`` - 1 appear in every frame.
+
+    >>> common_labels([np.array([0, 1, -1]), np.array([1, 2])], 3).tolist()
+    [False, True, False]
+    """
+    present = np.ones(count, bool)
+    for frame_labels in labels:
+        present &= np.isin(np.arange(count), frame_labels)
+    return present

@@ -68,7 +68,7 @@ def split_instances(
     kept = [label for label in np.argsort(-areas, kind="stable") if areas[label] >= smallest][:max_instances]
     numbers = np.zeros(count + 1, np.int32)
     numbers[kept] = np.arange(1, len(kept) + 1)
-    return numbers[merged]
+    return np.asarray(numbers[merged], np.int32)
 
 
 def _joined(

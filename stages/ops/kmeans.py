@@ -211,3 +211,40 @@ def match_centroids(old: FloatArray, new: FloatArray, *, max_distance: float) ->
         near = distances[rows, columns] < max_distance
         matched[rows[near]] = columns[near]
     return matched
+
+
+def minibatch_update(
+    centroids: FloatArray,
+    counts: npt.NDArray[np.float64],
+    rows: FloatArray,
+    labels: IntArray,
+    *,
+    forgetting: float,
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """One step of mini-batch k-means whose memory fades.
+
+    Each count is multiplied by ``forgetting`` before the new members are added; a centroid is the mean of its
+    members so weighted (Sculley 2010, with a floor under the learning rate). Centroids without members stay.
+
+    Args:
+        centroids: float32 ``(K, C)``.
+        counts: float64 ``(K,)``, the members so far, faded.
+        rows: float32 ``(N, C)``.
+        labels: int64 ``(N,)``, the centroid of each row.
+        forgetting: In [0, 1]; 1 never forgets.
+
+    Returns:
+        New centroids and counts.
+
+    >>> moved, counts = minibatch_update(
+    ...     np.zeros((2, 1), np.float32), np.array([3.0, 3.0]), np.array([[4.0]], np.float32), np.array([1]),
+    ...     forgetting=1.0)
+    >>> moved.ravel().tolist(), counts.tolist()
+    ([0.0, 1.0], [3.0, 4.0])
+    """
+    members = np.bincount(labels, minlength=len(centroids)).astype(np.float64)
+    sums = np.zeros(centroids.shape, np.float64)
+    np.add.at(sums, labels, rows)
+    faded = np.where(members > 0, counts * forgetting, counts) + members
+    step = (sums - members[:, None] * centroids) / np.maximum(faded, 1e-12)[:, None]
+    return np.asarray(centroids + step, np.float32), faded
