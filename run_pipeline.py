@@ -10,7 +10,10 @@ import typer
 COMMANDS: dict[str, str] = {
     "run": "pipeline.commands.run:run",
     "demo": "pipeline.commands.run:demo",
+    "features": "pipeline.commands.features:features",
     "repair": "pipeline.commands.repair:repair",
+    "track-eval": "pipeline.commands.track_eval:track_eval",
+    "retrieval": "pipeline.commands.retrieval:retrieval",
     "track-score": "pipeline.commands.track_score:track_score",
     "train-lift": "pipeline.commands.train_lift:train_lift",
     "lift-report": "pipeline.commands.lift_report:lift_report",

@@ -133,35 +133,57 @@ class Tracker:
         """Unit descriptors for matching ``(N, C * bins * bins)`` and their mean over the bins ``(N, C)``."""
         if packet.features is None:
             return None, None
-        features = self._facet(packet.features)
-        weights = self._weights(packet, found)
-        boxes = torch.from_numpy(found.xyxy)
-        pooled = pool_boxes(features, boxes, packet.features.grid, self.config.roi.spec, weights=weights)
-        values = pooled.cpu().numpy()
+        values = describe_boxes(packet.features, packet.labels, found, self.config.roi, self.config.facet)
         # The size is spelled out because -1 is ambiguous for a frame without boxes.
         flat = values.reshape(len(found), int(np.prod(values.shape[1:])))
         return normalize_rows(flat), normalize_rows(values.mean(axis=(2, 3)))
 
-    def _facet(self, features: Features) -> Tensor:
-        name = self.config.facet
-        if not name:
-            return features.data
-        if name not in features.extra:
-            held = sorted(features.extra) or "only the first facet"
-            raise ConfigError(
-                f"track.facet is '{name}', but the features hold {held}: add it to extract.facets, "
-                "or leave track.facet empty for the first one"
-            )
-        return features.extra[name]
 
-    def _weights(self, packet: Packet, found: Detections) -> Tensor | None:
-        """What counts inside each box: ``(h, w)``, ``(N, h, w)`` or None; never below the floor."""
-        kind, floor = self.config.roi.weighting, self.config.roi.weight_floor
-        if kind == "saliency" and packet.features is not None and packet.features.saliency is not None:
-            return floor + (1 - floor) * packet.features.saliency
-        if kind == "mask" and packet.labels is not None:
-            return floor + (1 - floor) * _object_weights(packet.labels, found)
-        return None
+def describe_boxes(
+    features: Features, labels: LabelMap | None, found: Detections, roi: RoiConfig, facet: str = ""
+) -> npt.NDArray[np.float32]:
+    """What boxes look like: their features by ROIAlign, weighted as ``roi`` says.
+
+    Args:
+        features: The frame's features.
+        labels: Its propagated objects, for weighting by mask; None weighs all alike.
+        found: The boxes.
+        roi: How to pool and weigh.
+        facet: Which features; the first if empty.
+
+    Returns:
+        float32 ``(N, C, bins, bins)``, on the host, not normalised.
+
+    Raises:
+        ConfigError: The features do not hold the facet.
+    """
+    weights = _weights(features, labels, found, roi)
+    boxes = torch.from_numpy(found.xyxy)
+    pooled = pool_boxes(_facet(features, facet), boxes, features.grid, roi.spec, weights=weights)
+    values: npt.NDArray[np.float32] = pooled.cpu().numpy()
+    return values
+
+
+def _facet(features: Features, name: str) -> Tensor:
+    if not name:
+        return features.data
+    if name not in features.extra:
+        held = sorted(features.extra) or "only the first facet"
+        raise ConfigError(
+            f"track.facet is '{name}', but the features hold {held}: add it to extract.facets, "
+            "or leave track.facet empty for the first one"
+        )
+    return features.extra[name]
+
+
+def _weights(features: Features, labels: LabelMap | None, found: Detections, roi: RoiConfig) -> Tensor | None:
+    """What counts inside each box: ``(h, w)``, ``(N, h, w)`` or None; never below the floor."""
+    floor = roi.weight_floor
+    if roi.weighting == "saliency" and features.saliency is not None:
+        return floor + (1 - floor) * features.saliency
+    if roi.weighting == "mask" and labels is not None:
+        return floor + (1 - floor) * _object_weights(labels, found)
+    return None
 
 
 def boxes_of_objects(labels: LabelMap) -> Detections:

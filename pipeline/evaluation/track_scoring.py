@@ -94,7 +94,7 @@ def score_mot(
             f"{results}: is one file for {len(found)} sequences; give a folder with a file for each"
         )
     for sequence, gt_path in found:
-        rules[sequence.name] = _rules_for(sequence.name, benchmark, classes)
+        rules[sequence.name] = rules_for(sequence.name, benchmark, classes)
         length = sequence.info.num_frames
         truth = read_table(gt_path, kind="gt", num_frames=length)
         tracks = read_table(_result_file(results, sequence), kind="results", num_frames=length or truth.num_frames)
@@ -138,7 +138,8 @@ def _result_file(results: Path, sequence: MotSequence) -> Path:
     )
 
 
-def _rules_for(name: str, benchmark: BenchmarkChoice, classes: Sequence[str]) -> Benchmark:
+def rules_for(name: str, benchmark: BenchmarkChoice, classes: Sequence[str]) -> Benchmark:
+    """Whose rules a sequence is scored by, from the choice and its name."""
     rules: Benchmark = cast(Benchmark, benchmark)
     if benchmark == "auto":
         told = name[:5].upper()

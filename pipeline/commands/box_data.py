@@ -1,0 +1,103 @@
+"""What ``track-eval`` and ``retrieval`` share: their options' meaning, and a labelled video through the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.box_sequences import BoxSequence
+    from pipeline.flow import FlowConfig
+    from pipeline.records import Detections, Packet
+    from stages.extract import Extractor
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
+"""The config both commands use unless they are given another."""
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a comma-separated option.
+
+    >>> names_in("park, river,")
+    ['park', 'river']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers_in(option: str, text: str) -> list[int]:
+    """The positive whole numbers in a comma-separated option, sorted, once each.
+
+    Raises:
+        ConfigError: There is none, or something else.
+    """
+    from pipeline.errors import ConfigError
+
+    try:
+        numbers = sorted({int(part) for part in names_in(text)})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise ConfigError(f"{option} {text}: give whole numbers from 1 on, for example 1,10,30")
+    return numbers
+
+
+def only(flow: FlowConfig, stages: Sequence[str], decode: Mapping[str, Any]) -> FlowConfig:
+    """The config with extraction and the stages named on, every other off, and some values of decode set."""
+    optional = ("cosegment", "propagate", "track", "annotate", "write")
+    switched = {name: getattr(flow, name).model_copy(update={"enabled": name in stages}) for name in optional}
+    extract = flow.extract.model_copy(update={"enabled": True})
+    return flow.model_copy(
+        update={**switched, "extract": extract, "decode": flow.decode.model_copy(update=dict(decode))}
+    )
+
+
+def packets_of(
+    sequence: BoxSequence,
+    flow: FlowConfig,
+    extractor: Extractor,
+    *,
+    stages: Sequence[str] = (),
+    every: int = 1,
+    detections: Mapping[int, Detections] | None = None,
+    masks: Mapping[int, npt.NDArray[np.uint8]] | None = None,
+    keep_features: bool = False,
+) -> Iterator[Packet]:
+    """A labelled video through the flow, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    from pipeline.flow import stream
+
+    video = sequence.video
+    config = only(flow, stages, {"every": every, "image_frame_rate": float(video.frame_rate)})
+    packets = stream(
+        video.path, config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
+    )
+    total = -(-sequence.num_frames // every)
+    yield from tqdm(packets, total=total, desc=sequence.name, unit="frame")
+
+
+def masks_of(folder: Path | None, sequence: BoxSequence, frames: str) -> dict[int, npt.NDArray[np.uint8]] | None:
+    """Annotation masks of a video from ``FOLDER/NAME/masks`` or ``FOLDER/NAME``.
+
+    Args:
+        folder: Where the masks of all videos are; None for no masks.
+        sequence: The video.
+        frames: ``all``, or ``first`` to use the first mask only and propagate it.
+
+    Raises:
+        MaskError: There are none, or they do not fit.
+    """
+    from pipeline.errors import MaskError
+    from pipeline.formats.masks import load_masks
+
+    if folder is None:
+        return None
+    for path in (folder / sequence.name / "masks", folder / sequence.name):
+        if path.is_dir() and any(path.glob("*.png")):
+            masks = load_masks(path, sequence.video)
+            return masks if frames == "all" else {min(masks): masks[min(masks)]}
+    raise MaskError(f"{folder}: no masks for '{sequence.name}' (looked in {sequence.name}/masks, {sequence.name})")
