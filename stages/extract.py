@@ -122,7 +122,9 @@ class Extractor:
         self._num_frames = 0
 
     def __call__(self, packets: Iterable[Frame]) -> Iterator[Packet]:
-        """Yield a packet with features for every frame."""
+        """Yield a packet with features for every frame of one video; the next call is another video."""
+        self._num_frames, self._filter = 0, _channel_filter(self.config, self.backbone.embed_dim)
+        self.warnings.clear()
         extracted = self._batches(packets)
         for packet in extracted if self._filter is None else self._filter(extracted):
             yield self._finish(packet)

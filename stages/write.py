@@ -82,8 +82,11 @@ def remove_output(folder: Path) -> None:
 class Writer:
     """Writes every packet that flows past and passes it on. ``frames_written`` counts them."""
 
-    def __init__(self, config: WriteConfig, folder: Path, info: VideoInfo) -> None:
+    def __init__(
+        self, config: WriteConfig, folder: Path, info: VideoInfo, *, video_name: str = "annotated.mp4"
+    ) -> None:
         self.config = config
+        self.video_name = video_name
         self.folder = folder
         self.info = info
         self.frames_written = 0
@@ -111,7 +114,7 @@ class Writer:
         return {"frames_written": self.frames_written}
 
     def _video_path(self) -> Path:
-        return self.folder / "annotated.mp4"
+        return self.folder / self.video_name
 
     def _write_masks(self, packet: Packet) -> None:
         name = self.info.frame_names[packet.index] if self.info.frame_names else f"{packet.index:05d}"

@@ -74,7 +74,8 @@ class JointPca:
         """Red, green and blue ``(3, h, w)`` in [0, 1] of a feature map ``(C, h, w)``."""
         projected = (data.float() - self.mean[:, None, None]).flatten(1).T @ self.basis
         scaled = (projected - self.low) / (self.high - self.low).clamp_min(1e-12)
-        return scaled.clamp(0, 1).T.reshape(3, *data.shape[1:])
+        colors: Tensor = scaled.clamp(0, 1).T.reshape(3, *data.shape[1:])
+        return colors
 
 
 class NormRange:
@@ -100,7 +101,8 @@ class NormRange:
 
     def values(self, data: Tensor) -> Tensor:
         """Norms ``(h, w)`` as a part of the largest, in [0, 1]."""
-        return (data.float().norm(dim=0) / self.high).clamp(0, 1)
+        norms: Tensor = data.float().norm(dim=0)
+        return (norms / self.high).clamp(0, 1)
 
 
 def check_point(xy: tuple[float, float], image_hw: tuple[int, int]) -> None:

@@ -91,7 +91,7 @@ class Forgetful:
 
     def __init__(self, backbone: Backbone, limit: int) -> None:
         self.limit, self.sizes, self._forward = limit, list[int](), backbone.forward
-        backbone.forward = self  # type: ignore[method-assign, assignment]
+        backbone.forward = self  # type: ignore[method-assign]
 
     def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.sizes.append(len(images))

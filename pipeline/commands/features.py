@@ -1,0 +1,251 @@
+"""``features``: look at the features of a video, or export them.
+
+The colours of ``pca`` and ``norm`` are fixed from a sample of frames over the whole video before the first
+picture is made, so they do not change from frame to frame.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pipeline.flow import Stages
+    from pipeline.formats.feature_export import FeatureExporter
+    from pipeline.records import Packet
+
+    Painter = Callable[[Packet], npt.NDArray[np.uint8]]
+
+_SAMPLE_FRAMES = 24
+
+
+class View(StrEnum):
+    """What a picture of features shows."""
+
+    pca = "pca"
+    saliency = "saliency"
+    similarity = "similarity"
+    norm = "norm"
+
+
+class Save(StrEnum):
+    """How features are exported."""
+
+    npz = "npz"
+    zarr = "zarr"
+
+
+def features(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video file or a folder of images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; gets one folder an input.")] = Path(
+        "outputs/features"
+    ),
+    view: Annotated[View | None, typer.Option(help="Write a video of this.")] = None,
+    save: Annotated[Save | None, typer.Option(help="Export the features, in fp16.")] = None,
+    point: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="Pixel of the first frame, for --view similarity.")
+    ] = None,
+    facet: Annotated[
+        list[str] | None, typer.Option(help="facet@layer[:norm], e.g. key@11; several are all exported.")
+    ] = None,
+    first_component: Annotated[
+        int, typer.Option(min=1, help="First of the three PCA components shown; 2 leaves out the strongest.")
+    ] = 1,
+    config: Annotated[Path | None, typer.Option(help="YAML file, see configs/default.yaml.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="e.g. extract.short_side=476.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds; where to begin.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds; where to stop.")] = None,
+    every: Annotated[int | None, typer.Option(help="Take every N-th frame.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier files.")] = False,
+) -> None:
+    """Look at the features of a video (--view), or export them with the grid's geometry (--save)."""
+    from pipeline.errors import ConfigError
+
+    if view is None and save is None:
+        raise ConfigError(f"nothing to do: give --view ({', '.join(View)}) or --save ({', '.join(Save)})")
+    given = {"decode.start_seconds": start, "decode.end_seconds": end, "decode.every": every}
+    settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    settings += [f"extract.facets=[{', '.join(facet)}]"] if facet else []
+    stages = _make_stages(source, config, settings, view)
+    xy = _parse_point(point, view)
+    folder = output / (source.resolve().name if source.is_dir() else source.stem)
+    _refuse_existing(folder, view, save, overwrite=overwrite)
+    paint = None if view is None else _painter(view, stages, xy, first_component - 1)
+    exporter = None if save is None else _exporter(folder, save, stages, overwrite=overwrite)
+    _drain(stages, folder, view, paint, exporter)
+    console = Console(soft_wrap=True)
+    for path in _paths(folder, view, save):
+        console.print(f"wrote {path}", markup=False, highlight=False)
+    if exporter is not None and exporter.clipped_values:
+        console.print(f"warning: {exporter.clipped_values} values beyond fp16 became its largest")
+
+
+def _make_stages(source: Path, config: Path | None, settings: list[str], view: View | None) -> Stages:
+    """Decode and extract, and nothing behind them."""
+    from pipeline.flow import load_flow_config, make_stages
+
+    off = [f"{name}.enabled=false" for name in ("cosegment", "propagate", "track", "annotate", "write")]
+    flow = load_flow_config(config, [*settings, *off])
+    if view == View.norm and not any(text.startswith("extract.facets=") for text in settings) and config is None:
+        # Outlier norms are a matter of the residual stream; keys hide them.
+        flow = load_flow_config(config, [*settings, *off, "extract.facets=[token@-1]"])
+    return make_stages(source, flow, keep_features=True)
+
+
+def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | None:
+    from pipeline.errors import ConfigError
+
+    if view != View.similarity:
+        return None
+    try:
+        x, y = (float(part) for part in (point or "").split(","))
+    except ValueError as error:
+        raise ConfigError(f"--view similarity needs --point X,Y in pixels, got {point!r}") from error
+    return x, y
+
+
+def _paths(folder: Path, view: View | None, save: Save | None) -> list[Path]:
+    paths = [] if view is None else [folder / f"{view.value}.mp4"]
+    return paths if save is None else [*paths, folder / f"features.{save.value}"]
+
+
+def _refuse_existing(folder: Path, view: View | None, save: Save | None, *, overwrite: bool) -> None:
+    from pipeline.errors import OutputError
+
+    for path in _paths(folder, view, save):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; use --overwrite or another --output")
+
+
+def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> FeatureExporter:
+    from pipeline.formats.feature_export import FeatureExporter
+
+    extract: Any = stages.extract
+    return FeatureExporter(
+        folder / f"features.{save.value}",
+        save.value,
+        overwrite=overwrite,
+        backbone=extract.backbone.name,
+        weights_sha256=extract.backbone.weights_sha256,
+        facets=[str(spec) for spec in extract.facets],
+        normalized=extract.config.normalize,
+    )
+
+
+def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_component: int) -> Painter:
+    """What makes the picture of a packet, with everything that scales colours fixed."""
+    from pipeline.errors import ConfigError
+    from stages.ops import feature_views as views
+
+    if view == View.pca:
+        pca = views.JointPca(first_component)
+        _fit(pca, stages)
+        return lambda packet: views.paint_colors(pca.colors(_of(packet).data), _of(packet).grid)
+    if view == View.norm:
+        norms = views.NormRange()
+        _fit(norms, stages)
+        return lambda packet: _heat(packet, norms.values(_of(packet).data))
+    if view == View.saliency:
+        if stages.extract is not None and stages.extract.cue == "none":
+            raise ConfigError("--view saliency: extract.saliency is none; set it to auto")
+        return lambda packet: _heat(packet, _of(packet).saliency)
+    assert xy is not None  # _parse_point has seen to it
+    views.check_point(xy, stages.info.image_hw)
+    return _similarity_painter(xy)
+
+
+def _similarity_painter(xy: tuple[float, float]) -> Painter:
+    from stages.ops import feature_views as views
+
+    asked: list[Any] = []
+
+    def paint(packet: Packet) -> npt.NDArray[np.uint8]:
+        if not asked:
+            asked.append(views.descriptor_at(_of(packet), xy))
+        return _heat(packet, views.similarity_map(_of(packet), asked[0]).clamp_min(0))
+
+    return paint
+
+
+def _of(packet: Packet) -> Any:
+    return packet.features
+
+
+def _heat(packet: Packet, values: Any) -> npt.NDArray[np.uint8]:
+    from stages.ops.feature_views import paint_heat
+
+    return paint_heat(values, _of(packet).grid, packet.frame.image)
+
+
+def _fit(statistics: Any, stages: Stages) -> None:
+    """Fix a view's scale from frames spread over the video; from its first ones where the length is unknown."""
+    from tqdm import tqdm
+
+    from stages.decode import Decoder
+
+    expected = stages.decode.expected_frames()
+    step = 1 if expected is None else -(-expected // _SAMPLE_FRAMES)
+    sampled = stages.decode.config.model_copy(update={"every": stages.decode.config.every * step})
+    frames = islice(Decoder(sampled, stages.info)(), _SAMPLE_FRAMES)
+    assert stages.extract is not None
+    for packet in tqdm(stages.extract(frames), desc="sample", unit="frame", file=sys.stderr, mininterval=0.5):
+        statistics.update(_of(packet).data)
+    statistics.fit()
+
+
+def _drain(
+    stages: Stages, folder: Path, view: View | None, paint: Painter | None, exporter: FeatureExporter | None
+) -> None:
+    """Every packet through the flow; memory holds what waits in the queues and no more."""
+    from contextlib import nullcontext
+
+    from tqdm import tqdm
+
+    from pipeline.errors import InputError, StageError, TruncatedError
+    from pipeline.flow import chain
+    from pipeline.runner import Pipeline
+    from stages.write import WriteConfig, Writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    total = stages.decode.expected_frames()
+    try:
+        with Pipeline() as pipe, exporter or nullcontext():
+            packets = chain(pipe, stages)
+            if exporter is not None:
+                packets = pipe.buffer(_exported(packets, exporter), name="export")
+            if paint is not None and view is not None:
+                packets = pipe.buffer(_painted(packets, paint), name="paint")
+                writer = Writer(WriteConfig(), folder, stages.info, video_name=f"{view.value}.mp4")
+                packets = pipe.buffer(writer(packets), name="write")
+            for _ in tqdm(packets, total=total, desc=folder.name, unit="frame", file=sys.stderr, mininterval=0.5):
+                pass
+    except StageError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        raise
+    if stages.decode.broken:
+        raise TruncatedError(f"{stages.decode.broken}; the frames before are in {folder}")
+
+
+def _exported(packets: Iterable[Packet], exporter: FeatureExporter) -> Iterator[Packet]:
+    for packet in packets:
+        exporter.write(packet)
+        yield packet
+
+
+def _painted(packets: Iterable[Packet], paint: Painter) -> Iterator[Packet]:
+    for packet in packets:
+        yield replace(packet, annotated=paint(packet), features=None)
