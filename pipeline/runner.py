@@ -176,14 +176,18 @@ class Pipeline:
                 self._error.__cause__ = cause
         self.stop()
 
-    def _took(self, item: object, waited: float) -> None:
-        """Note what the stage of the calling thread has taken from its input."""
+    def _waited(self, seconds: float) -> None:
+        """Book a wait for input to the stage of the calling thread."""
         statistics: StageStatistics | None = getattr(self._current_stage, "statistics", None)
         if statistics is not None:
-            statistics.input_wait_seconds += waited
-            index = getattr(item, "index", None)
-            if isinstance(index, int):
-                statistics.last_index = index
+            statistics.input_wait_seconds += seconds
+
+    def _took(self, item: object) -> None:
+        """Note what the stage of the calling thread has taken from its input."""
+        statistics: StageStatistics | None = getattr(self._current_stage, "statistics", None)
+        index = getattr(item, "index", None)
+        if statistics is not None and isinstance(index, int):
+            statistics.last_index = index
 
     def _raise_stopped(self) -> None:
         """End a wait after a stop: with the error in the caller's thread, quietly in a stage's."""
@@ -221,22 +225,21 @@ class _BoundedQueue(Generic[T]):
             self._not_empty.notify()
         return waited
 
-    def get(self) -> tuple[T, float]:
-        """The next item and the seconds waited; StopIteration after the last, PipelineStopped on a stop."""
-        waited = 0.0
+    def get(self) -> T:
+        """The next item; StopIteration after the last, PipelineStopped on a stop."""
         with self._not_empty:
             if not self._ready():
                 started = time.perf_counter()
                 while not self._ready():
                     self._not_empty.wait()
-                waited = time.perf_counter() - started
+                self._pipeline._waited(time.perf_counter() - started)
             if self._pipeline.stopped:
                 raise PipelineStopped
             if not self._items:
                 raise StopIteration
             item = self._items.popleft()
             self._not_full.notify()
-        return item, waited
+        return item
 
     def finish(self) -> None:
         """Say that nothing more will be put."""
@@ -263,9 +266,9 @@ class _BufferedIterator(Iterator[T]):
 
     def __next__(self) -> T:
         try:
-            item, waited = self._queue.get()
+            item = self._queue.get()
         except PipelineStopped:
             self._pipeline._raise_stopped()
             raise
-        self._pipeline._took(item, waited)
+        self._pipeline._took(item)
         return item

@@ -181,6 +181,20 @@ def test_statistics_tell_busy_from_waiting() -> None:
     assert bottleneck.name == "slow"
 
 
+def test_the_wait_for_the_end_of_the_input_is_no_busy_time() -> None:
+    def slow_to_end() -> Iterator[int]:
+        yield 0
+        time.sleep(0.2)
+
+    def passes(items: Iterable[int]) -> Iterator[int]:
+        yield from items
+
+    with Pipeline() as pipe:
+        list(pipe.buffer(passes(pipe.buffer(slow_to_end(), name="slow")), name="after"))
+    assert pipe.statistics[1].busy_seconds < 0.1
+    assert pipe.statistics[1].input_wait_seconds > 0.15
+
+
 def test_a_queue_depth_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pipeline(queue_depth=0)
