@@ -24,13 +24,31 @@ from pipeline.errors import ConfigError
 from pipeline.formats.masks import VOID, object_ids
 from pipeline.records import Features, LabelMap, Packet, PatchGrid
 from stages.ops.instances import split_instances
-from stages.ops.label_maps import Sampling, Stretch, decode_labels, encode_mask
+from stages.ops.label_maps import (
+    Sampling,
+    Stretch,
+    decode_labels,
+    encode_mask,
+    pack_cells,
+    refine_labels,
+    subdivided,
+    unpack_cells,
+)
 from stages.ops.label_memory import LabelMemory, Memory, merge_channels
 from stages.ops.propagation import Window, propagate_labels
 
 IndexMask = npt.NDArray[np.uint8]
 MAX_OBJECTS = VOID - 1
 MAX_WARNINGS = 50
+
+
+class RefineConfig(StrictModel):
+    """Smoothing of the soft maps along the frame's edges, for the output only."""
+
+    enabled: bool = False
+    cell_px: int = Field(7, ge=1)
+    radius_px: int = Field(4, ge=1)
+    epsilon: float = Field(1e-4, gt=0)
 
 
 class PropagateConfig(StrictModel):
@@ -44,12 +62,15 @@ class PropagateConfig(StrictModel):
     radius_cells: float = Field(12, ge=0)
     window: Literal["square", "disc", "disc_inclusive"] = "square"
     window_on_references: bool = True
+    prior_sigma_cells: float | None = Field(None, gt=0)
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True
     first_labels: Sampling = "nearest"
+    label_cells: int = Field(1, ge=1, le=16)
     stretch: Stretch = "channel"
     upsample_factor: int | None = Field(None, ge=1)
+    refine: RefineConfig = RefineConfig()
     discover_every: int = Field(0, ge=0)
     max_bytes: int = Field(256 * 2**20, ge=2**20)
 
@@ -62,6 +83,15 @@ class _Objects:
 
     def channels(self, ids: Iterable[int]) -> frozenset[int]:
         return frozenset(self.ids.index(number) + 1 for number in ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """Labels of a frame ``(K + 1, h s, w s)`` on the subdivided grid, its index mask, a confidence an object."""
+
+    fine: Tensor
+    index_mask: IndexMask
+    confidence: tuple[float, ...] = ()
 
 
 class Propagator:
@@ -84,7 +114,6 @@ class Propagator:
         self._last_discovery: int | None = None
         self._started_at: dict[int, int] = {}
         self._confidence: dict[int, array[float]] = {}
-        self._frames = 0
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Add ``labels`` to every packet.
@@ -115,13 +144,16 @@ class Propagator:
             raise ConfigError("propagate needs features: switch extract on")
         grid = packet.features.grid
         descriptors = self._descriptors(packet.features)
-        carried = self._carry(descriptors, grid)
-        given = self._given(packet, carried)
-        labels = self._take(packet.index, descriptors, carried, given, grid) if given is not None else carried
-        if given is None and not self._memory.empty:
-            self._memory.push(Memory(packet.index, descriptors, labels.probs))
-        self._remember_confidence(packet.index, labels)
-        return labels
+        labels = self._carry(packet, descriptors, grid)
+        given = self._given(packet, labels)
+        if given is not None:
+            labels = self._take(packet.index, descriptors, labels, given, grid)
+        elif not self._memory.empty:
+            self._memory.push(Memory(packet.index, descriptors, labels.fine))
+        for number, value in zip(self._objects.ids, labels.confidence, strict=True):
+            self._confidence[number].append(value)
+        probs = F.avg_pool2d(labels.fine, self.config.label_cells) if self.config.label_cells > 1 else labels.fine
+        return LabelMap(probs, self._objects.ids, labels.index_mask, labels.confidence)
 
     def _descriptors(self, features: Features) -> Tensor:
         """The facets to compare, each L2-normalised and all together again: ``(C, h, w)``, channels last."""
@@ -137,42 +169,62 @@ class Propagator:
         joint = torch.cat([F.normalize(values.to(torch.float32), dim=0) for values in maps])
         if len(maps) > 1:
             joint = joint / len(maps) ** 0.5
-        return joint.contiguous(memory_format=torch.preserve_format).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return joint.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
-    def _carry(self, descriptors: Tensor, grid: PatchGrid) -> LabelMap:
+    def _carry(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> _Carried:
         """Labels of a frame from the memory alone; without memory all is background."""
         if self._memory.empty:
-            probs = torch.ones((1, *grid.grid_hw), device=descriptors.device)
-            return LabelMap(probs, (), np.zeros(grid.image_hw, np.uint8))
-        entries = self._memory.entries()
-        num_references = len(self._memory.references)
-        windows = [self._reference_window] * num_references + [self._window] * (len(entries) - num_references)
-        probs = self._propagate(descriptors, entries, windows)
-        mask = self._decode(probs, grid)
-        return LabelMap(probs, self._objects.ids, mask, _confidence(probs))
+            fine = torch.ones((1, *subdivided(grid, self.config.label_cells).grid_hw), device=descriptors.device)
+            return _Carried(fine, np.zeros(grid.image_hw, np.uint8))
+        windows = [self._reference_window] * len(self._memory.references)
+        windows += [self._recent_window(packet.index - memory.frame_index) for memory in self._memory.recent]
+        fine = self._propagate(descriptors, self._memory.entries(), windows)
+        mask = self._decode(fine, packet.frame.image, grid)
+        return _Carried(fine, mask, _confidence(fine))
 
     def _propagate(self, target: Tensor, entries: Sequence[Memory], windows: Window | Sequence[Window]) -> Tensor:
-        return propagate_labels(
+        parts = self.config.label_cells
+        packed = propagate_labels(
             target,
             [memory.descriptors for memory in entries],
-            [memory.labels for memory in entries],
+            [pack_cells(memory.labels, parts) for memory in entries],
             windows=windows,
             top_k=self.config.top_k,
             temperature=self.config.temperature,
             keep_ties=self.config.keep_ties,
             max_bytes=self.config.max_bytes,
         ).labels
+        return unpack_cells(packed, parts)
 
-    def _decode(self, probs: Tensor, grid: PatchGrid) -> IndexMask:
+    def _recent_window(self, frames_apart: int) -> Window:
+        """The window on a recent frame. Objects walk at random: the prior's variance grows with the time apart."""
+        sigma = self.config.prior_sigma_cells
+        if sigma is None:
+            return self._window
+        return replace(self._window, prior_sigma_cells=sigma * max(frames_apart, 1) ** 0.5)
+
+    def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
+        refine, stretch = self.config.refine, self.config.stretch
+        if refine.enabled:
+            fine = refine_labels(
+                fine,
+                image,
+                grid,
+                cell_px=refine.cell_px,
+                radius_px=refine.radius_px,
+                epsilon=refine.epsilon,
+                stretch=stretch,
+            )
+            stretch = "none"
         return decode_labels(
-            probs,
+            fine,
             self._objects.ids,
-            grid,
-            stretch=self.config.stretch,
-            upsample_factor=self.config.upsample_factor,
+            _covering(grid, fine) if refine.enabled else subdivided(grid, self.config.label_cells),
+            stretch=stretch,
+            upsample_factor=None if refine.enabled else self.config.upsample_factor,
         )
 
-    def _given(self, packet: Packet, carried: LabelMap) -> IndexMask | None:
+    def _given(self, packet: Packet, carried: _Carried) -> IndexMask | None:
         """The mask to take for this frame, None where there is none or it has no object."""
         if self._masks is not None:
             mask = self._masks.get(packet.index)
@@ -180,24 +232,25 @@ class Propagator:
         return self._discover(packet, carried)
 
     def _take(
-        self, index: int, descriptors: Tensor, carried: LabelMap, given: IndexMask, grid: PatchGrid
-    ) -> LabelMap:
+        self, index: int, descriptors: Tensor, carried: _Carried, given: IndexMask, grid: PatchGrid
+    ) -> _Carried:
         """Lay a given mask over the carried labels and keep the frame as a reference."""
         ids = object_ids(given)
         fresh_ids = tuple(number for number in ids if number not in self._objects.ids)
         self._objects.ids += fresh_ids
         channels = self._objects.channels(ids)
-        encoded = encode_mask(given, ids, grid, sampling=self.config.first_labels, device=descriptors.device)
+        fine_grid = subdivided(grid, self.config.label_cells)
+        encoded = encode_mask(given, ids, fine_grid, sampling=self.config.first_labels, device=descriptors.device)
         for number in encoded.rescued:
             self._warn(f"frame {index}: object {number} is smaller than a cell of the grid; kept at its best cell")
         self._memory.widen(len(self._objects.ids) + 1)
-        fresh = torch.zeros((len(self._objects.ids) + 1, *grid.grid_hw), device=descriptors.device)
+        fresh = torch.zeros((len(self._objects.ids) + 1, *fine_grid.grid_hw), device=descriptors.device)
         fresh[0] = encoded.labels[0]
         for position, number in enumerate(ids):
             fresh[self._objects.ids.index(number) + 1] = encoded.labels[position + 1]
-        before = F.pad(carried.probs, (0, 0, 0, 0, 0, len(self._objects.ids) + 1 - carried.probs.shape[0]))
-        probs = merge_channels(before, fresh, channels)
-        reference = Memory(index, descriptors, probs, channels)
+        before = F.pad(carried.fine, (0, 0, 0, 0, 0, len(fresh) - len(carried.fine)))
+        fine = merge_channels(before, fresh, channels)
+        reference = Memory(index, descriptors, fine, channels)
         self._back_fill(reference)
         dropped = self._memory.add_reference(reference)
         if dropped is not None:
@@ -212,7 +265,7 @@ class Propagator:
             1.0 if number in ids else carried.confidence[position]
             for position, number in enumerate(self._objects.ids)
         )
-        return LabelMap(probs, self._objects.ids, mask, sure)
+        return _Carried(fine, mask, sure)
 
     def _back_fill(self, reference: Memory) -> None:
         """Label the objects given now in the frames remembered from before.
@@ -228,7 +281,7 @@ class Propagator:
             changed.append(memory)
         self._memory.replace_all(tuple(changed))
 
-    def _discover(self, packet: Packet, carried: LabelMap) -> IndexMask | None:
+    def _discover(self, packet: Packet, carried: _Carried) -> IndexMask | None:
         """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames."""
         every = self.config.discover_every
         due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
@@ -245,7 +298,7 @@ class Propagator:
         return self._unclaimed(nearest, packet.parts.index_mask > 0, carried)
 
     def _unclaimed(
-        self, nearest: npt.NDArray[np.int64], foreground: npt.NDArray[np.bool_], carried: LabelMap
+        self, nearest: npt.NDArray[np.int64], foreground: npt.NDArray[np.bool_], carried: _Carried
     ) -> IndexMask | None:
         """The instances that no known object covers by half, under new ids."""
         mask = np.zeros(foreground.shape, np.uint8)
@@ -257,11 +310,6 @@ class Propagator:
                 mask[pixels & (carried.index_mask == 0)] = next_id
                 next_id += 1
         return mask if mask.any() else None
-
-    def _remember_confidence(self, index: int, labels: LabelMap) -> None:
-        for number, value in zip(labels.object_ids, labels.confidence, strict=True):
-            self._confidence[number].append(value)
-        self._frames += 1
 
     def _warn(self, message: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
@@ -275,6 +323,13 @@ def _windows(config: PropagateConfig) -> tuple[Window, Window]:
         inclusive=config.window == "disc_inclusive",
     )
     return window, window if config.window_on_references else Window(None)
+
+
+def _covering(grid: PatchGrid, maps: Tensor) -> PatchGrid:
+    """The grid of maps ``(K, h, w)`` that tile the frame."""
+    height, width = maps.shape[1:]
+    stride = (grid.image_hw[0] / height, grid.image_hw[1] / width)
+    return PatchGrid(grid.image_hw, (height, width), stride, (stride[0] / 2, stride[1] / 2))
 
 
 def _confidence(probs: Tensor) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from pipeline.formats.masks import VOID
 from pipeline.records import PatchGrid
+from stages.ops.guided_filter import GuidedFilter
 
 Sampling = Literal["nearest", "bilinear", "area"]
 Stretch = Literal["none", "channel", "pixel"]
@@ -74,6 +76,36 @@ def encode_mask(
     return EncodedMask(labels, tuple(object_ids[k] for k in rescued))
 
 
+def subdivided(grid: PatchGrid, parts: int) -> PatchGrid:
+    """The grid whose cells are ``parts`` x ``parts`` to each cell of ``grid``.
+
+    >>> subdivided(PatchGrid((8, 8), (2, 2), (4.0, 4.0), (2.0, 2.0)), 4).offset_px
+    (0.5, 0.5)
+    """
+    stride, offset = grid.stride_px, grid.offset_px
+    return PatchGrid(
+        image_hw=grid.image_hw,
+        grid_hw=(grid.grid_hw[0] * parts, grid.grid_hw[1] * parts),
+        stride_px=(stride[0] / parts, stride[1] / parts),
+        offset_px=(
+            offset[0] - stride[0] * (parts - 1) / (2 * parts),
+            offset[1] - stride[1] * (parts - 1) / (2 * parts),
+        ),
+    )
+
+
+def pack_cells(labels: Tensor, parts: int) -> Tensor:
+    """Label maps on a subdivided grid as more channels on the cells: ``(K, h s, w s)`` to ``(K s s, h, w)``."""
+    return F.pixel_unshuffle(labels[:, None], parts).flatten(0, 1) if parts > 1 else labels
+
+
+def unpack_cells(packed: Tensor, parts: int) -> Tensor:
+    """Inverse of :func:`pack_cells`."""
+    if parts == 1:
+        return packed
+    return F.pixel_shuffle(packed.view(-1, parts * parts, *packed.shape[1:]), parts)[:, 0]
+
+
 def decode_labels(
     labels: Tensor,
     object_ids: Sequence[int],
@@ -110,6 +142,46 @@ def decode_labels(
         winner.masked_fill_(wins, number)
         highest = torch.maximum(highest, values)
     return resize_nearest(winner, grid.image_hw).cpu().numpy()
+
+
+def refine_labels(
+    labels: Tensor,
+    image: npt.NDArray[np.uint8],
+    grid: PatchGrid,
+    *,
+    cell_px: int,
+    radius_px: int,
+    epsilon: float,
+    stretch: Stretch = "none",
+) -> Tensor:
+    """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels a cell of ``grid``.
+
+    Args:
+        labels: float32 ``(K + 1, h', w')``, background first, on ``grid`` or a subdivision of it.
+        image: uint8 ``(H, W, 3)``, the frame.
+        grid: The feature grid.
+        cell_px: Pixels a cell at the working size, so that the cost does not depend on the frame's size.
+        radius_px: Radius of the guided filter at the working size.
+        epsilon: Its epsilon, for colours in [0, 1].
+        stretch: "channel" stretches each channel to [0, 1] first, after which they are scaled to sum to 1.
+
+    Returns:
+        float32 ``(K + 1, h'', w'')`` that covers the frame, on the device of ``labels``.
+    """
+    size = (grid.grid_hw[0] * cell_px, grid.grid_hw[1] * cell_px)
+    guide = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    fine = subdivided(grid, labels.shape[1] // grid.grid_hw[0])
+    maps = fine.upsample(labels, size)
+    if stretch == "channel":
+        maps = torch.stack([stretch_channel(channel) for channel in maps])
+        maps = maps / maps.sum(0).clamp(min=1e-6)
+    smooth = GuidedFilter(guide, radius_px=radius_px, epsilon=epsilon)
+    # The background is what the objects leave: the filter is linear, and keeps constants.
+    objects = [torch.from_numpy(smooth(channel.cpu().numpy())) for channel in maps[1:]]
+    if not objects:
+        return maps
+    filtered = torch.stack(objects).to(labels.device)
+    return torch.cat([1 - filtered.sum(0, keepdim=True), filtered])
 
 
 def stretch_channel(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,8 +36,9 @@ class Window:
         shape: "square": row and column offset at most the radius (DINO). "disc": distance below the radius,
             strictly (videowalk). "disc" with ``inclusive`` allows the radius itself.
         inclusive: Whether a disc holds the cells at exactly the radius; a square always does.
-        prior_sigma_cells: Standard deviation in cells of a Gaussian prior on the offset: its logarithm times the
-            temperature is added to the similarity, so that weights are multiplied by the Gaussian. None: no prior.
+        prior_sigma_cells: Standard deviation in cells of a Gaussian prior on the offset. Its logarithm times the
+            temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
+            None: every offset inside the window is as likely.
     """
 
     radius_cells: float | None = 12
@@ -54,27 +55,22 @@ class Window:
             return math.ceil(self.radius_cells) - 1
         return math.floor(self.radius_cells)
 
-    def bias(self, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
-        """What is added to similarities at the given offsets: 0 inside (or the prior), -inf outside.
-
-        Args:
-            rows: float, row offsets, broadcastable with ``columns``.
-            columns: float, column offsets.
-            temperature: The softmax's temperature, which scales the prior.
-        """
+    def mask(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """0 at the offsets inside the window, -inf outside; float32, ``rows`` and ``columns`` broadcast."""
         squared = rows**2 + columns**2
-        bias = torch.zeros_like(squared)
-        if self.prior_sigma_cells is not None:
-            bias = squared * (-temperature / (2 * self.prior_sigma_cells**2))
         if not self.radius_cells:
-            return bias
+            return torch.zeros_like(squared)
         if self.shape == "square":
             inside = torch.maximum(rows.abs(), columns.abs()) <= self.radius_cells
         elif self.inclusive:
             inside = squared <= self.radius_cells**2
         else:
             inside = squared < self.radius_cells**2
-        return bias.masked_fill(~inside, -math.inf)
+        return torch.zeros_like(squared).masked_fill(~inside, -math.inf)
+
+    def prior_weight(self, temperature: float) -> float:
+        """What the squared offset is multiplied with to give the prior's part of the similarity."""
+        return -temperature / (2 * self.prior_sigma_cells**2) if self.prior_sigma_cells else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +124,7 @@ def propagate_labels(
     per_context = [windows] * len(contexts) if isinstance(windows, Window) else list(windows)
     if len(per_context) != len(contexts):
         raise ValueError(f"{len(per_context)} windows for {len(contexts)} contexts")
-    groups = _group(contexts, labels, per_context)
+    groups = _group(contexts, labels, per_context, temperature)
     num_labels, (height, width) = labels[0].shape[0], target.shape[1:]
     out = torch.empty((num_labels, height, width), dtype=torch.float32, device=target.device)
     best = torch.empty((height, width), dtype=torch.float32, device=target.device)
@@ -138,7 +134,7 @@ def propagate_labels(
         windows_of_strip = [group.copy(strip) for group in groups]
         for tile in strip.tiles():
             cells = query[tile.top : tile.bottom, tile.left : tile.right].reshape(-1, query.shape[-1]).T
-            scored = [window.score(tile, cells, temperature) for window in windows_of_strip]
+            scored = [keys.score(tile, cells) for keys in windows_of_strip]
             votes, top = selection.vote(scored)
             out[:, tile.top : tile.bottom, tile.left : tile.right] = votes.reshape(num_labels, *tile.size)
             best[tile.top : tile.bottom, tile.left : tile.right] = top.reshape(tile.size)
@@ -183,12 +179,17 @@ class _Strip(_Area):
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Context frames that share a window: keys ``(h, w, C)`` and labels ``(K, h, w)`` of each."""
+    """Context frames whose windows have one shape: keys ``(h, w, C)`` each, labels ``(K, n, h, w)``.
+
+    ``priors`` ``(n, 1, 1)`` are the frames' prior weights, None where there is none; ``masks`` caches, by the kind
+    of tile, what its window's ragged edge excludes, and the squared offsets.
+    """
 
     window: Window
     keys: tuple[Tensor, ...]
     labels: Tensor
-    biases: dict[tuple[int, ...], Tensor]
+    priors: Tensor | None
+    masks: dict[tuple[int, ...], tuple[Tensor, Tensor]]
 
     def copy(self, strip: _Strip) -> _Keys:
         """The cells that any window of the strip can reach, side by side in memory."""
@@ -209,28 +210,31 @@ class _Keys:
     values: Tensor
     labels: Tensor
 
-    def score(self, tile: _Area, cells: Tensor, temperature: float) -> _Scores:
+    def score(self, tile: _Area, cells: Tensor) -> _Scores:
         """Similarities of the tile's cells ``(C, Q)`` with the rectangle that holds their windows."""
         height, width = self.group.keys[0].shape[:2]
         reach = tile.grown(self.group.window.reach, height, width)
         rows = slice(reach.top - self.area.top, reach.bottom - self.area.top)
         keys = self.values[:, rows].flatten(1, 2)
-        bias = self._bias(tile, reach, temperature)
+        mask, squared = self._mask(tile, reach)
         count = keys.shape[0]
-        similarity = torch.baddbmm(bias.expand(count, -1, -1), keys, cells.expand(count, -1, -1))
+        similarity = torch.baddbmm(mask.expand(count, -1, -1), keys, cells.expand(count, -1, -1))
+        if self.group.priors is not None:
+            similarity.addcmul_(squared, self.group.priors)
         return _Scores(similarity.view(count * reach.size[0], reach.size[1], -1), self.labels[:, :, rows])
 
-    def _bias(self, tile: _Area, reach: _Area, temperature: float) -> Tensor:
+    def _mask(self, tile: _Area, reach: _Area) -> tuple[Tensor, Tensor]:
         # Tiles at the same distance from the borders share their mask: a handful of them in all.
         kind = (*tile.size, *reach.size, tile.top - reach.top, tile.left - reach.left)
-        found = self.group.biases.get(kind)
+        found = self.group.masks.get(kind)
         if found is None:
             device = self.values.device
             rows = _offsets(reach.top, reach.bottom, tile.top, tile.bottom, device)
             columns = _offsets(reach.left, reach.right, tile.left, tile.right, device)
-            bias = self.group.window.bias(rows[:, None, :, None], columns[None, :, None, :], temperature)
-            found = bias.reshape(1, reach.size[0] * reach.size[1], -1)
-            self.group.biases[kind] = found
+            rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+            shape = (1, reach.size[0] * reach.size[1], -1)
+            found = self.group.window.mask(rows, columns).reshape(shape), (rows**2 + columns**2).reshape(shape)
+            self.group.masks[kind] = found
         return found
 
 
@@ -310,20 +314,27 @@ def _offsets(start: int, stop: int, first: int, last: int, device: torch.device)
     return context[:, None] - torch.arange(first, last, device=device, dtype=torch.float32)
 
 
-def _group(contexts: Sequence[Tensor], labels: Sequence[Tensor], windows: Sequence[Window]) -> list[_Group]:
+def _group(
+    contexts: Sequence[Tensor], labels: Sequence[Tensor], windows: Sequence[Window], temperature: float
+) -> list[_Group]:
     members: dict[tuple[Window, int], list[int]] = {}
     for index, window in enumerate(windows):
         # Without a limit there is nothing to copy together: each such frame is read where it lies.
-        members.setdefault((window, -1 if window.reach is not None else index), []).append(index)
-    return [
-        _Group(
-            window,
-            tuple(contexts[i].permute(1, 2, 0) for i in indices),
-            torch.stack([labels[i] for i in indices], dim=1).to(torch.float32),
-            {},
+        key = (replace(window, prior_sigma_cells=None), -1 if window.reach is not None else index)
+        members.setdefault(key, []).append(index)
+    groups = []
+    for (window, _), indices in members.items():
+        priors = torch.tensor([windows[i].prior_weight(temperature) for i in indices], device=contexts[0].device)
+        groups.append(
+            _Group(
+                window,
+                tuple(contexts[i].permute(1, 2, 0) for i in indices),
+                torch.stack([labels[i] for i in indices], dim=1).to(torch.float32),
+                priors[:, None, None] if bool(priors.any()) else None,
+                {},
+            )
         )
-        for (window, _), indices in members.items()
-    ]
+    return groups
 
 
 def _strips(query: Tensor, groups: Sequence[_Group], max_bytes: int) -> Iterator[_Strip]:
