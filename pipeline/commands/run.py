@@ -31,7 +31,9 @@ def run(
     masks: Annotated[
         Path | None, typer.Option(help="Indexed PNG of the first frame, or a folder of them named by frame.")
     ] = None,
-    detections: Annotated[Path | None, typer.Option(help="MOTChallenge det.txt with boxes to track.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="Boxes to track: MOTChallenge text, BDD100K or COCO JSON.")
+    ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds; where to begin.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds; where to stop.")] = None,
     every: Annotated[int | None, typer.Option(help="Take every N-th frame.")] = None,
@@ -150,8 +152,8 @@ def _run_one(request: Request, config: Any, console: Console, *, overwrite: bool
 
 
 def _read_labels(request: Request, info: Any, config: Any) -> tuple[Any, Any]:
+    from pipeline.formats.detections import read_detections
     from pipeline.formats.masks import load_masks
-    from pipeline.formats.mot import read_detections
     from stages.decode import Decoder
 
     masks = None
