@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "davis": "pipeline.commands.davis:davis",
     "davis-score": "pipeline.commands.davis:davis_score",
     "bench propagation": "pipeline.commands.bench_propagation:bench_propagation",
+    "bench extraction": "pipeline.commands.bench_extraction:extraction",
     "bench runner": "pipeline.commands.bench_run:bench_runner",
     "bench run": "pipeline.commands.bench_run:bench_run",
     "bench memory": "pipeline.commands.bench_run:bench_memory",

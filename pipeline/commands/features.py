@@ -210,7 +210,7 @@ def _drain(
     stages: Stages, folder: Path, view: View | None, paint: Painter | None, exporter: FeatureExporter | None
 ) -> None:
     """Every packet through the flow; memory holds what waits in the queues and no more."""
-    from contextlib import nullcontext
+    from contextlib import nullcontext, suppress
 
     from tqdm import tqdm
 
@@ -234,6 +234,8 @@ def _drain(
                 pass
     except StageError as error:
         if isinstance(error.__cause__, InputError):
+            with suppress(OSError):  # only where it is empty
+                folder.rmdir()
             raise error.__cause__ from error
         raise
     if stages.decode.broken:
