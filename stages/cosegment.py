@@ -27,8 +27,8 @@ from stages.ops.codebook import Codebook, Cues, FitOptions, ForegroundMethod, Ob
 from stages.ops.cosegmentation import KmeansOptions, relative_saliency
 from stages.ops.drawing import PART_COLOURS
 from stages.ops.kmeans import normalize_rows
-from stages.ops.motion import continuity, object_motion, small_gray
-from stages.ops.part_maps import PartNumbers, Refinement, make_part_map
+from stages.ops.motion import continuity, dense_flow, object_motion, small_gray
+from stages.ops.part_maps import PartNumbers, Refinement, TemporalMaps, make_part_map
 from stages.ops.reservoir import EvenReservoir
 from stages.ops.spool import PacketSpool
 
@@ -56,10 +56,11 @@ class CosegmentConfig(StrictModel):
     forgetting: float = Field(0.98, gt=0, le=1)
     cut_similarity: float = Field(0.6, ge=0, le=1)
     cut_drop: float = Field(0.1, ge=0, le=1)
-    break_ratio: float = Field(1.5, gt=1)
+    break_ratio: float = Field(2.0, gt=1)
     break_frames: int = Field(3, ge=1)
     match_distance: float = Field(0.5, gt=0, le=4)
     min_component_share: float = Field(0.05, ge=0, le=1)
+    temporal_memory: float = Field(0.8, ge=0, lt=1)
     refine: Refinement = "guided"
     reservoir_frames: int = Field(48, ge=2, le=1024)
     spool_folder: str | None = None
@@ -104,6 +105,7 @@ class Cosegmenter:
         )
         self._codebook: Codebook | None = None
         self._numbers = PartNumbers(config.match_distance)
+        self._memory = TemporalMaps(config.temporal_memory)
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
         self._previous: _Previous | None = None
         self._misfits = 0
@@ -153,10 +155,13 @@ class Cosegmenter:
                 before = gray
             if not reservoir.items:
                 return
+            before = None
             for number, packet in enumerate(spool):
                 if number == 0:
                     self._fit(reservoir.items, packet.index, "whole video")
-                yield self._labelled(packet, observe(packet, None, None))
+                gray = small_gray(packet.frame.image)
+                yield self._labelled(packet, observe(packet, gray, before))
+                before = gray
 
     def _observe(self, packet: Packet) -> tuple[Observation, bool]:
         """What the frame shows, and whether a cut lies before it."""
@@ -171,12 +176,13 @@ class Cosegmenter:
         is_cut = similarity < limit
         usual = 1.0 if is_cut else min(similarity, 0.8 * before.usual + 0.2 * similarity)
         self._previous = _Previous(gray, seen.rows, usual)
-        return (replace(seen, motion_px=None) if is_cut else seen), is_cut
+        return (replace(seen, motion_px=None, flow=None) if is_cut else seen), is_cut
 
     def _start_shot(self, waiting: list[Packet], reason: str) -> Iterator[Packet]:
         if not waiting:
             return
         window = list(self._recent)[-len(waiting) :]
+        self._memory.reset()
         self._fit(window, waiting[0].index, reason)
         for packet, seen in zip(waiting, window, strict=True):
             yield self._labelled(packet, seen)
@@ -187,7 +193,7 @@ class Cosegmenter:
         misfit = self._codebook.error_of(seen.rows) > self.config.break_ratio
         self._misfits = self._misfits + 1 if misfit else 0
         if self._misfits >= self.config.break_frames:
-            self._fit(list(self._recent)[-self._misfits :], packet.index, "change")
+            self._fit(list(self._recent), packet.index, "change")
         labelled = self._labelled(packet, seen)
         self._codebook = self._codebook.updated(seen, self.config.forgetting)
         self._numbers.follow(self._codebook.parts)
@@ -222,9 +228,10 @@ class Cosegmenter:
         parts = make_part_map(
             packet.frame.image,
             _features_of(packet).grid,
-            seen.rows,
+            seen,
             self._codebook,
             self._numbers.current,
+            self._memory,
             num_parts=self._numbers.highest,
             refine=self.config.refine,
             min_component_share=self.config.min_component_share,
@@ -265,10 +272,11 @@ def observe(
     saliency = np.zeros(len(rows), np.float32)
     if features.saliency is not None:
         saliency = relative_saliency(features.saliency.detach().float().cpu().numpy().ravel())
-    motion = None
+    motion, flow = None, None
     if gray is not None and before is not None and gray.shape == before.shape:
-        motion = object_motion(gray, before, features.grid.grid_hw).ravel()
-    return Observation(rows, saliency, motion)
+        flow = dense_flow(gray, before)
+        motion = object_motion(flow, features.grid.grid_hw).ravel()
+    return Observation(rows, saliency, motion, gray, flow)
 
 
 def _features_of(packet: Packet) -> Features:

@@ -38,11 +38,15 @@ class Observation:
         rows: float32 ``(N, C)``, L2-normalised descriptors.
         saliency: float32 ``(N,)``, relative to the frame's mean; zeros where there is none.
         motion_px: float32 ``(N,)``, motion against the camera; None for the first frame of a shot.
+        gray: uint8 ``(H', W')``, a small copy of the frame; None where nothing in time is wanted.
+        flow: float32 ``(H', W', 2)`` to the frame before; None for the first frame of a shot.
     """
 
     rows: FloatArray
     saliency: FloatArray
     motion_px: FloatArray | None
+    gray: npt.NDArray[np.uint8] | None = None
+    flow: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

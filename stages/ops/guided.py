@@ -23,6 +23,7 @@ def guided_filter(
     radius_px: int,
     eps: float = 1e-4,
     small_side_px: int = 240,
+    large_side_px: int = 540,
 ) -> FloatArray:
     """Filter soft maps so that their edges follow the guide's.
 
@@ -32,13 +33,15 @@ def guided_filter(
         radius_px: Half the window's side, in pixels of the guide.
         eps: Regularisation, for a guide in [0, 1]; larger is smoother.
         small_side_px: Short side of the copy the coefficients are computed on.
+        large_side_px: Short side the result has at most; what lies beyond is left to interpolation.
 
     Returns:
-        float32 ``(K, H, W)``.
+        float32 ``(K, H', W')``, the guide's size or, where its short side is longer, that.
     """
-    height, width = guide.shape[:2]
-    scale = min(1.0, small_side_px / min(height, width))
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shrink = min(1.0, large_side_px / min(guide.shape[:2]))
+    height, width = (max(1, round(side * shrink)) for side in guide.shape[:2])
+    scale = min(1.0, small_side_px / min(guide.shape[:2]))
+    small = (max(1, round(guide.shape[1] * scale)), max(1, round(guide.shape[0] * scale)))
     image = cv2.resize(guide, small, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
     side = 2 * max(1, round(radius_px * scale)) + 1
 
@@ -47,17 +50,18 @@ def guided_filter(
 
     average = mean(image)
     inverse = _inverse_covariance(image, average, mean, eps)
-    large = guide.astype(np.float32) / 255.0
+    size = (width, height)
+    large = cv2.resize(guide, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
     filtered = np.empty((len(values), height, width), np.float32)
     for index, soft in enumerate(values):
         value = cv2.resize(np.ascontiguousarray(soft, np.float32), small, interpolation=cv2.INTER_LINEAR)
         value_mean = mean(value)
         covariance = mean(image * value[..., None]) - average * value_mean[..., None]
         slope = np.einsum("hwij,hwj->hwi", inverse, covariance)
-        offset = value_mean - (slope * average).sum(axis=-1)
+        offset = value_mean - np.einsum("hwi,hwi->hw", slope, average)
         line = mean(np.concatenate([slope, offset[..., None]], axis=-1).astype(np.float32))
-        line = cv2.resize(line, (width, height), interpolation=cv2.INTER_LINEAR)
-        filtered[index] = (line[..., :3] * large).sum(axis=-1) + line[..., 3]
+        line = cv2.resize(line, size, interpolation=cv2.INTER_LINEAR)
+        filtered[index] = np.einsum("hwi,hwi->hw", line[..., :3], large) + line[..., 3]
     return filtered
 
 
@@ -65,7 +69,15 @@ def _inverse_covariance(
     image: FloatArray, average: FloatArray, mean: Callable[[FloatArray], FloatArray], eps: float
 ) -> FloatArray:
     """Inverse of the guide's 3 x 3 colour covariance in every window, ``(h, w, 3, 3)``."""
-    products = image[..., :, None] * image[..., None, :]
-    moments = mean(products.reshape(*image.shape[:2], 9)).reshape(*image.shape[:2], 3, 3)
-    covariance = moments - average[..., :, None] * average[..., None, :]
-    return np.linalg.inv(covariance + eps * np.eye(3, dtype=np.float32)).astype(np.float32)
+
+    def moment(a: int, b: int) -> FloatArray:
+        second = mean(image[..., a] * image[..., b]) - average[..., a] * average[..., b]
+        return second + np.float32(eps) if a == b else second
+
+    rr, rg, rb, gg, gb, bb = (moment(a, b) for a, b in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+    # Cofactors of the symmetric matrix; far faster than a general inverse of a hundred thousand of them.
+    c00, c01, c02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+    c11, c12, c22 = rr * bb - rb * rb, rg * rb - rr * gb, rr * gg - rg * rg
+    determinant = np.maximum(rr * c00 + rg * c01 + rb * c02, 1e-20)
+    rows = [c00, c01, c02, c01, c11, c12, c02, c12, c22]
+    return np.asarray(np.stack(rows, axis=-1) / determinant[..., None], np.float32).reshape(*image.shape[:2], 3, 3)

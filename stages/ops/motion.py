@@ -21,24 +21,26 @@ def small_gray(image: npt.NDArray[np.uint8], short_side_px: int = _SHORT_SIDE_PX
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def object_motion(
-    gray: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], grid_hw: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def dense_flow(gray: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> FloatArray:
+    """Dense flow from ``gray`` to ``other`` (DIS, Kroeger et al. 2016), float32 ``(H, W, 2)`` as (x, y)."""
+    return np.asarray(
+        cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(gray, other, None), np.float32
+    )
+
+
+def object_motion(flow: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
     """How far each cell moves beyond the camera's motion, in pixels of the small frame.
 
-    Dense flow (DIS, Kroeger et al. 2016) from ``gray`` to ``other``; the camera's part of it is the homography
-    that most of it agrees with (RANSAC).
+    The camera's part of the flow is the homography that most of it agrees with (RANSAC).
 
     Args:
-        gray: uint8 ``(H, W)``, see :func:`small_gray`.
-        other: The neighbouring frame, the same size.
+        flow: float32 ``(H, W, 2)``, see :func:`dense_flow`.
         grid_hw: Cells of the result.
 
     Returns:
         float32 ``(h, w)``, at least 0; zeros where no camera motion could be found.
     """
-    height, width = gray.shape
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(gray, other, None)
+    height, width = flow.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     start = np.stack([x, y], axis=-1)
     step = slice(_SAMPLE_PX // 2, None, _SAMPLE_PX)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
 
 from pipeline.records import PartMap, PatchGrid
-from stages.ops.codebook import Codebook
+from stages.ops.codebook import Codebook, Observation
 from stages.ops.crf import dense_crf
 from stages.ops.guided import guided_filter
 from stages.ops.kmeans import FloatArray, IntArray, match_centroids, squared_distances
@@ -18,8 +19,11 @@ from stages.ops.kmeans import FloatArray, IntArray, match_centroids, squared_dis
 Refinement = Literal["guided", "crf", "none"]
 
 MAX_PARTS = 255
-# Log odds for a difference of 1 in squared distance, to bring the foreground's odds into the CRF's energies.
+# Log odds for a difference of 1 in squared distance between unit descriptors.
 _ODDS_PER_DISTANCE = 20.0
+# No cell is surer than this log odds: it has to be able to change its mind within a few frames.
+_SURE = 4.0
+_SAME_GRAY = 25
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -73,12 +77,69 @@ class PartNumbers:
         return oldest
 
 
+class TemporalMaps:
+    """Soft labels carried along the optical flow and blended with each frame's own.
+
+    Nearest-centroid labels flicker where two parts are equally near. A recursive average along the flow settles
+    them: a pixel keeps what it was unless the evidence goes on against it. Pixels whose grey value does not fit
+    where the flow says they came from start anew.
+
+    Invariant: channels belong to part numbers, so a refit that keeps numbers keeps their history. Call ``reset``
+    at a cut.
+    """
+
+    def __init__(self, memory: float) -> None:
+        """``memory`` is the share of the past in the average, in [0, 1); 0 switches it off."""
+        self._memory = memory
+        self._maps: dict[int, FloatArray] = {}
+        self._gray: npt.NDArray[np.uint8] | None = None
+
+    def reset(self) -> None:
+        """Forget the past."""
+        self._maps, self._gray = {}, None
+
+    def blend(self, maps: FloatArray, numbers: IntArray, seen: Observation) -> FloatArray:
+        """The average for this frame.
+
+        Args:
+            maps: float32 ``(P + 1, H', W')`` at the size of ``seen.gray``, background first.
+            numbers: int64 ``(P,)``, the number of each further channel.
+            seen: The frame, with its grey copy and the flow to the frame before.
+        """
+        keys = [0, *(int(number) for number in numbers)]
+        if self._gray is not None and seen.gray is not None and seen.flow is not None and self._memory > 0:
+            maps = self._blended(maps, keys, seen.gray, seen.flow, self._gray)
+        self._maps, self._gray = dict(zip(keys, maps, strict=True)), seen.gray
+        return maps
+
+    def _blended(
+        self,
+        maps: FloatArray,
+        keys: list[int],
+        gray: npt.NDArray[np.uint8],
+        flow: FloatArray,
+        before: npt.NDArray[np.uint8],
+    ) -> FloatArray:
+        height, width = gray.shape
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        where = x + flow[..., 0], y + flow[..., 1]
+        came_from = cv2.remap(before, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        inside = (where[0] >= 0) & (where[0] < width) & (where[1] >= 0) & (where[1] < height)
+        trusted = inside & (cv2.blur(cv2.absdiff(gray, came_from), (5, 5)) < _SAME_GRAY)
+        share = np.where(trusted, np.float32(self._memory), np.float32(0))
+        nothing = np.zeros_like(maps[0])
+        past = [cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys]
+        # Channels of parts that are gone leave a gap; the past is only as sure as what is left of it.
+        return np.asarray(maps + share * (np.stack(past) - maps * np.sum(past, axis=0)), np.float32)
+
+
 def make_part_map(
     image: npt.NDArray[np.uint8],
     grid: PatchGrid,
-    rows: FloatArray,
+    seen: Observation,
     codebook: Codebook,
     numbers: IntArray,
+    memory: TemporalMaps,
     *,
     num_parts: int,
     refine: Refinement,
@@ -89,26 +150,41 @@ def make_part_map(
     Args:
         image: uint8 ``(H, W, 3)``.
         grid: Where the cells lie.
-        rows: float32 ``(h * w, C)``, unit descriptors.
+        seen: The frame's descriptors, its grey copy and flow.
         codebook: Of the frame's shot.
         numbers: int64 ``(P,)``, the number of each of the codebook's parts.
+        memory: Of the frames before.
         num_parts: Largest number given so far.
         refine: How the cells' labels become pixels'.
         min_component_share: Connected pieces of foreground smaller than this share of the largest are dropped.
     """
     if codebook.is_empty:
+        memory.reset()
         nothing = np.zeros(grid.grid_hw, np.uint8)
         return PartMap(nothing, num_parts, np.zeros(image.shape[:2], np.uint8), nothing.astype(np.float32))
-    logits = np.clip(codebook.logits(rows), -30.0, 30.0).reshape(grid.grid_hw)
-    logits = np.where(_speckles(logits > 0, min_component_share), -np.abs(logits) - 1.0, logits)
-    foreground = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
-    distances = squared_distances(rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
-    part_ids = np.where(logits > 0, numbers[distances.argmin(axis=0)], 0).astype(np.uint8)
+    logits = np.clip(codebook.logits(seen.rows), -_SURE, _SURE).reshape(grid.grid_hw)
+    logits = np.where(_speckles(logits > 0, min_component_share), -_SURE, logits)
+    distances = squared_distances(seen.rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
+    small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
+    soft = grid.upsample(torch.from_numpy(_soft_parts(logits, distances)), small_hw).numpy()
+    soft = memory.blend(soft, numbers, seen)
+    foreground = np.asarray(1.0 - soft[0], np.float32)
+    cells = cv2.resize(foreground, grid.grid_hw[::-1], interpolation=cv2.INTER_AREA)
+    parts = np.stack([cv2.resize(m, grid.grid_hw[::-1], interpolation=cv2.INTER_AREA) for m in soft[1:]])
+    part_ids = np.where(cells >= 0.5, numbers[parts.argmax(axis=0)], 0).astype(np.uint8)
     if refine == "crf":
-        index_mask = _crf_labels(image, grid, distances, logits, numbers)
+        index_mask = _crf_labels(image, soft, numbers)
     else:
-        index_mask = _soft_labels(image, grid, distances, foreground, numbers, guided=refine == "guided")
-    return PartMap(part_ids, num_parts, index_mask, foreground)
+        index_mask = _soft_labels(image, grid, soft, numbers, guided=refine == "guided")
+    return PartMap(part_ids, num_parts, index_mask, np.clip(cells, 0.0, 1.0).astype(np.float32))
+
+
+def _soft_parts(logits: FloatArray, distances: FloatArray) -> FloatArray:
+    """Probabilities ``(P + 1, h, w)`` of background and each part; they sum to 1."""
+    foreground = 1.0 / (1.0 + np.exp(-logits))
+    nearness = np.exp(-_ODDS_PER_DISTANCE * (distances - distances.min(axis=0)))
+    parts = foreground * nearness / nearness.sum(axis=0)
+    return np.concatenate([1.0 - foreground[None], parts]).astype(np.float32)
 
 
 def _speckles(mask: npt.NDArray[np.bool_], min_share: float) -> npt.NDArray[np.bool_]:
@@ -124,29 +200,22 @@ def _speckles(mask: npt.NDArray[np.bool_], min_share: float) -> npt.NDArray[np.b
 
 
 def _soft_labels(
-    image: npt.NDArray[np.uint8],
-    grid: PatchGrid,
-    distances: FloatArray,
-    foreground: FloatArray,
-    numbers: IntArray,
-    *,
-    guided: bool,
+    image: npt.NDArray[np.uint8], grid: PatchGrid, soft: FloatArray, numbers: IntArray, *, guided: bool
 ) -> npt.NDArray[np.uint8]:
-    """Foreground and nearest part at every pixel from interpolated cell values."""
-    soft = grid.upsample(torch.from_numpy(foreground[None]))[0].numpy()
+    """Foreground and likeliest part at every pixel."""
+    size = image.shape[1::-1]
+    foreground = np.asarray(1.0 - soft[0], np.float32)
     if guided:
         radius = max(1, round(max(grid.stride_px) / 2))
-        soft = guided_filter(image, soft[None], radius_px=radius)[0]
-    nearest = grid.upsample(torch.from_numpy(np.ascontiguousarray(distances))).argmin(dim=0).numpy()
-    return np.where(soft >= 0.5, numbers[nearest], 0).astype(np.uint8)
+        foreground = guided_filter(image, foreground[None], radius_px=radius)[0]
+    inside = cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    best = np.asarray(numbers[soft[1:].argmax(axis=0)], np.uint8)
+    return np.where(inside, cv2.resize(best, size, interpolation=cv2.INTER_NEAREST), 0).astype(np.uint8)
 
 
-def _crf_labels(
-    image: npt.NDArray[np.uint8], grid: PatchGrid, distances: FloatArray, logits: FloatArray, numbers: IntArray
-) -> npt.NDArray[np.uint8]:
-    """Labels of a dense CRF whose background energy lies below the best part's by the odds against it."""
-    background = distances.min(axis=0) + logits / _ODDS_PER_DISTANCE
-    energy = np.concatenate([distances, background[None]]).astype(np.float32)
-    energy -= energy.max(axis=0, keepdims=True)
-    labels = dense_crf(grid.upsample(torch.from_numpy(energy)).numpy(), image).argmax(axis=0)
-    return np.asarray(np.append(numbers, 0)[labels], np.uint8)
+def _crf_labels(image: npt.NDArray[np.uint8], soft: FloatArray, numbers: IntArray) -> npt.NDArray[np.uint8]:
+    """Labels of a dense CRF on the log probabilities, scaled to the squared distances its weights are made for."""
+    energy = np.stack([cv2.resize(m, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for m in soft])
+    energy = -np.log(np.clip(energy, 1e-6, 1.0)) / _ODDS_PER_DISTANCE
+    labels = dense_crf(np.asarray(energy, np.float32), image).argmax(axis=0)
+    return np.asarray(np.concatenate([[0], numbers])[labels], np.uint8)

@@ -1,0 +1,118 @@
+"""``match``: point correspondences between two images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.commands.image_sets import DescribedImage
+
+
+def match(
+    a: Annotated[Path, typer.Argument(help="First image.")],
+    b: Annotated[Path, typer.Argument(help="Second image.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for matches.json and matches.png.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Most pairs of points.")] = 10,
+    threshold: Annotated[float, typer.Option(help="Foreground is more salient than this, in [0, 1].")] = 0.05,
+    short_side: Annotated[int, typer.Option(help="Short side of the images for the model, in pixels.")] = 448,
+    backbone: Annotated[str, typer.Option(help="Name of the backbone.")] = "dinov2_vits14",
+    weights: Annotated[str | None, typer.Option(help="Its weights; bundled or timm's hub by default.")] = None,
+    layer: Annotated[int, typer.Option(help="Block whose keys are the descriptors.")] = 9,
+    stride: Annotated[int | None, typer.Option(help="Stride of the patches in pixels; divides the patch.")] = 7,
+    log_bins: Annotated[int, typer.Option(help="Levels of log binning; 0 is off.")] = 2,
+    saliency: Annotated[str, typer.Option(help="auto, cls_attention, first_pc, ncut or none.")] = "auto",
+    lift: Annotated[str, typer.Option(help="none, auto or a LiFT file.")] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
+) -> None:
+    """Find points of A and B that correspond (best buddies): JSON and a picture."""
+    from rich.console import Console
+
+    from pipeline.commands import image_sets
+    from pipeline.config import load_config
+    from stages.extract import ExtractConfig
+    from stages.ops.correspondences import find_correspondences
+
+    files = image_sets.find_images([a, b])
+    options = {
+        "backbone": backbone, "weights": weights, "facets": (f"key@{layer}",), "short_side": short_side,
+        "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "lift": lift, "device": device,
+    }  # fmt: skip
+    extractor = image_sets.make_extractor(load_config(ExtractConfig, options, origin="match"))
+    image_sets.claim_folder(output, overwrite=overwrite)
+    first, second = image_sets.describe(image_sets.load_named(files), extractor)
+    found = find_correspondences(
+        (_rows(first), _rows(second)),
+        (first.saliency.ravel(), second.saliency.ravel()),
+        num_pairs=pairs,
+        threshold=threshold,
+    )
+    points = _pixels(first, found.first), _pixels(second, found.second)
+    image_sets.write_json(
+        output / "matches.json",
+        {
+            "images": [str(file) for file in files],
+            "matches": [
+                {
+                    "a_xy": [round(float(v), 2) for v in p],
+                    "b_xy": [round(float(v), 2) for v in q],
+                    "score": float(s),
+                }
+                for p, q, s in zip(*points, found.score, strict=True)
+            ],
+        },
+    )
+    image_sets.write_picture(output / "matches.png", draw_matches(first.image, second.image, *points))
+    console = Console()
+    if not len(found.first):
+        console.print("no salient pair of best buddies was found; try a lower --threshold")
+    console.print(f"{len(found.first)} matches: {output / 'matches.json'}, {output / 'matches.png'}")
+
+
+def draw_matches(
+    first: npt.NDArray[np.uint8],
+    second: npt.NDArray[np.uint8],
+    points: npt.NDArray[np.float32],
+    partners: npt.NDArray[np.float32],
+) -> npt.NDArray[np.uint8]:
+    """Both images side by side, matching points in one colour with one number.
+
+    Args:
+        first: uint8 ``(H, W, 3)``.
+        second: The same, any size.
+        points: float32 ``(M, 2)`` as (x, y) in the first image.
+        partners: The same in the second.
+    """
+    import cv2
+
+    from stages.ops.drawing import id_colours
+
+    height = 480
+    colours = id_colours(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
+    sides = []
+    for image, places in ((first, points), (second, partners)):
+        scale = height / image.shape[0]
+        side = cv2.resize(image, (round(image.shape[1] * scale), height), interpolation=cv2.INTER_AREA)
+        for number, place in enumerate(places, start=1):
+            at = (round(float(place[0]) * scale), round(float(place[1]) * scale))
+            cv2.circle(side, at, 9, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(side, at, 7, colours[number].tolist(), -1, cv2.LINE_AA)
+            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (255, 255, 255), 3, cv2.LINE_AA)
+            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        sides.append(side)
+    return np.asarray(np.concatenate(sides, axis=1), np.uint8)
+
+
+def _rows(described: DescribedImage) -> npt.NDArray[np.float32]:
+    maps = described.descriptors
+    return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
+
+
+def _pixels(described: DescribedImage, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    centers = described.grid.cell_centers().reshape(-1, 2).numpy()
+    return np.asarray(centers[cells], np.float32)
