@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "bench runner": "pipeline.commands.bench_run:bench_runner",
     "bench run": "pipeline.commands.bench_run:bench_run",
     "bench memory": "pipeline.commands.bench_run:bench_memory",
+    "bench roi": "pipeline.commands.bench_roi:bench_roi",
     "bench tracking": "pipeline.commands.bench_tracking:bench_tracking",
 }
 """Every command and the function behind it; a name with a space belongs to a group."""

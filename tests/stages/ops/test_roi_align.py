@@ -94,7 +94,7 @@ def test_the_compiled_operator_gives_the_same_numbers() -> None:
 
 
 def test_a_box_worked_out_by_hand() -> None:
-    """Box (0.5, 0.5)-(2.5, 1.5) on value = 10 * row + column: one sample a cell, at columns 0.5, 1.5 and row 0.5."""
+    """Box (0.5, 0.5)-(2.5, 1.5) on value = 10 * row + column: a sample a bin, at columns 0.5, 1.5 and row 0.5."""
     features = (10 * torch.arange(3.0)[:, None] + torch.arange(4.0)[None])[None]
     box = torch.tensor([[0.5, 0.5, 2.5, 1.5]])
     pooled = separable_roi_align(features, box, RoiAlignSpec((1, 2)))
