@@ -47,6 +47,10 @@ def train_lift(
     ] = "antialiased",
     size: Annotated[int, typer.Option(min=1, help="Largest scale in pixels; a multiple of 4 patches.")] = 448,
     jitter: Annotated[float, typer.Option(min=0.0, max=0.5, help="Strength of the colour jitter.")] = 0.2,
+    start: Annotated[
+        Literal["bilinear", "random"],
+        typer.Option(help="Start as bilinear interpolation, or as the paper's code."),
+    ] = "bilinear",
     mirror: Annotated[bool, typer.Option(help="Mirror cached views with their features.")] = False,
     held_out: Annotated[int, typer.Option(min=1, help="Images kept for validation.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
@@ -79,6 +83,7 @@ def train_lift(
         loss=loss,
         views=views,
         mirror=mirror,
+        start=start,
         bf16=str(pick_precision(precision, target)) == "torch.bfloat16",
         seed=seed,
     )

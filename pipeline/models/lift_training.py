@@ -3,9 +3,10 @@
 Suri et al., LiFT, ECCV 2024, section 3.2: with x at 448 px and a frozen ViT f, the loss is
 d(LiFT(x/2, f(x/2)), f(x)) + d(LiFT(x/4, f(x/4)), f(x/2)), d the mean cosine distance over all cells.
 
-Differs from the reference: the learning rate may fall along a half cosine (it is constant there), because a
-small image set gets few steps; L1 and L2 are offered as in the paper's ablation. Cached views may be mirrored
-together with their features, which gives new pairs without another pass of the ViT.
+Differs from the reference, because a small image set on a CPU gives few steps: training starts as bilinear
+interpolation (``--start random`` for the reference's start), and the learning rate falls along a half cosine (it
+is constant there). L1 and L2 are offered as in the paper's ablation. Cached views may be mirrored together with
+their features, which gives new pairs without another pass of the ViT.
 
 Invariant: the state after step n depends on the settings and the data alone. The order of samples and every
 random choice come from generators seeded with (seed, epoch), so a run that was killed and goes on from its
@@ -31,9 +32,12 @@ from pipeline.errors import OutputError
 from pipeline.models.lift import write_whole
 from pipeline.models.lift_data import Batch, FeatureCache
 from pipeline.models.lift_network import Lift
+from pipeline.models.lift_start import start_as_bilinear
 
 Loss = Literal["cosine", "l1", "l2"]
 Schedule = Literal["cosine", "constant"]
+Start = Literal["bilinear", "random"]
+START_SAMPLES = 200
 LEVELS = (1, 2)
 """The scales that are lifted: a half to the whole, a quarter to a half."""
 
@@ -50,6 +54,8 @@ class TrainSettings:
         loss: Distance to the target.
         views: Number of cached views of each image to use.
         mirror: Mirror cached views and features with probability 1/2.
+        start: "bilinear" starts as bilinear interpolation (``pipeline.models.lift_start``), "random" as the
+            reference.
         bf16: Run convolutions in bfloat16 (autocast); weights and the loss stay float32.
         seed: Of the initial weights and all random choices.
     """
@@ -61,6 +67,7 @@ class TrainSettings:
     loss: Loss = "cosine"
     views: int = 1
     mirror: bool = False
+    start: Start = "bilinear"
     bf16: bool = False
     seed: int = 0
 
@@ -161,6 +168,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             model = Lift(channels, patch_px=patch_px)
+        if settings.start == "bilinear" and not checkpoint.exists():
+            chosen = self._samples[:: max(1, len(self._samples) // START_SAMPLES)][:START_SAMPLES]
+            start_as_bilinear(model, torch.cat([cache.batch([sample]).features[1] for sample in chosen]))
         self.model = model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
         if checkpoint.exists():
