@@ -2,7 +2,8 @@
 
 Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once, with
 LiFT right behind it. What leaves is one packet a frame, in order, with its features on the backbone's device.
-On CUDA nothing here waits for the device: while it computes a batch, the next one is decoded, resized and copied.
+On CUDA a batch is copied while the one before is computed, and nothing here waits for the device, except the small
+eigenproblem of the ``ncut`` and ``first_pc`` saliency.
 """
 
 from __future__ import annotations

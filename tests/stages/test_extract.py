@@ -234,3 +234,17 @@ def test_bad_settings_say_what_is_valid(settings: dict[str, Any], message: str) 
 def test_a_lift_for_another_backbone_is_refused(tmp_path: Any) -> None:
     with pytest.raises(WeightsError, match="absent"):
         run(frames(1), lift=str(tmp_path / "absent.safetensors"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_what_the_cpu_gives() -> None:
+    source = frames(9)
+    _, expected = run(source, saliency="cls_attention")
+    _, exact = run(source, saliency="cls_attention", device="cuda", precision="fp32", batch_size=2)
+    _, half = run(source, saliency="cls_attention", device="cuda", precision="bf16", batch_size=2)
+    for one, other, rounded in zip(expected, exact, half, strict=True):
+        data = features_of(one).data
+        # Reductions run in another order on the device.
+        torch.testing.assert_close(data, features_of(other).data.cpu(), rtol=1e-3, atol=1e-3)
+        assert torch.cosine_similarity(data, features_of(rounded).data.cpu(), dim=0).mean() > 0.999
