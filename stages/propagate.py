@@ -69,6 +69,7 @@ class PropagateConfig(StrictModel):
     first_labels: Sampling = "nearest"
     label_cells: int = Field(1, ge=1, le=16)
     stretch: Stretch = "channel"
+    object_weight: float = Field(1.0, gt=0)
     upsample_factor: int | None = Field(None, ge=1)
     refine: RefineConfig = RefineConfig()
     discover_every: int = Field(0, ge=0)
@@ -221,6 +222,7 @@ class Propagator:
             self._objects.ids,
             _covering(grid, fine) if refine.enabled else subdivided(grid, self.config.label_cells),
             stretch=stretch,
+            object_weight=self.config.object_weight,
             upsample_factor=None if refine.enabled else self.config.upsample_factor,
         )
 

@@ -112,6 +112,7 @@ def decode_labels(
     grid: PatchGrid,
     *,
     stretch: Stretch = "none",
+    object_weight: float = 1.0,
     upsample_factor: int | None = None,
 ) -> IndexMask:
     """The index mask, at the frame's size, of soft label maps.
@@ -122,6 +123,7 @@ def decode_labels(
         grid: The feature grid.
         stretch: "channel" stretches each upsampled channel to [0, 1] over the frame (DINO); "pixel" each pixel
             over its channels (videowalk), which never changes the winner.
+        object_weight: Factor on the objects' channels against the background's.
         upsample_factor: Pixels a cell of the upsampled map, which then goes to the frame's size by nearest
             neighbour (DINO: the patch size). None upsamples straight to the frame's size.
 
@@ -138,6 +140,8 @@ def decode_labels(
         values = _upsample(labels[channel], grid, size, registered=upsample_factor is not None)
         if stretch == "channel":
             values = stretch_channel(values)
+        if channel and object_weight != 1:
+            values = values * object_weight
         wins = values > highest
         winner.masked_fill_(wins, number)
         highest = torch.maximum(highest, values)
