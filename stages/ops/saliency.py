@@ -9,10 +9,10 @@
 
 ``docs/features.md`` has the measured foreground IoU of all three.
 
-Differs from TokenCut: weights are the cubed positive cosines instead of a threshold with a floor; the tokens that
-enter the last layer instead of its keys; of the second and third eigenvector the one that leaves the image border
-freer, because the second is often a cut between two kinds of background; and where the grid has more than
-1024 cells, the graph is built on cells averaged together, which bounds its cost.
+Differs from TokenCut: weights are the fifth powers of the positive cosines instead of a threshold with a floor; the
+keys of the layer before the last one instead of the last one's; of the second to fourth eigenvector the one that
+leaves the image border freest, because the second is often a cut between two kinds of background; and where the
+grid has more than 1024 cells, the graph is built on cells averaged together, which bounds its cost.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipeline.models.facets import FacetSpec
 
 SaliencyCue = Literal["auto", "cls_attention", "first_pc", "ncut", "none"]
 
-_POWER: Final = 3
+_POWER: Final = 5
 # Keeps the graph connected, and a cell without any direction in it.
 _LEAST_COSINE: Final = 0.01
 _MAX_CELLS: Final = 1024
 _VECTORS: Final = 4
 _STEPS: Final = 12
-_CANDIDATES: Final = 2
+_CANDIDATES: Final = 3
 
 
 def first_component_saliency(features: Tensor) -> Tensor:
@@ -142,14 +142,14 @@ class SaliencyEstimator:
 
         Args:
             cue: Not ``auto``; see :func:`pick_cue`.
-            facets: What is extracted anyway. The graph of the cut is built on the tokens that enter the last of
-                these layers, because they are there for nothing.
+            facets: What is extracted anyway. The graph of the cut is built on the keys of the layer before the
+                last of these, which are there for nothing.
             num_layers: Blocks of the backbone.
             final_cls: Whether the last layer runs for the CLS descriptor.
         """
         self.cue = cue
         last = num_layers - 1 if final_cls else max(spec.resolved(num_layers).layer for spec in facets)
-        self.spec = FacetSpec("token", max(last - 1, 0)) if cue == "ncut" else None
+        self.spec = FacetSpec("key", max(last - 1, 0)) if cue == "ncut" else None
 
     def __call__(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
         """Float32 ``(B, h, w)`` in [0, 1], or None for the cue ``none``.

@@ -45,7 +45,7 @@ def test_large_grids_are_cut_on_pooled_cells() -> None:
 def test_the_cut_is_the_second_generalised_eigenvector() -> None:
     features, _ = scene(6, 7)
     unit = torch.nn.functional.normalize(features.flatten(2)[0].T.double(), dim=1)
-    weights = (unit @ unit.T).clamp(min=0) ** 3
+    weights = (unit @ unit.T).clamp(min=0.01) ** 5
     degree = torch.diag(weights.sum(1))
     inverse_root = torch.diag(weights.sum(1) ** -0.5)
     _, vectors = torch.linalg.eigh(inverse_root @ (degree - weights) @ inverse_root)
