@@ -60,7 +60,8 @@ class CosegmentConfig(StrictModel):
     break_frames: int = Field(3, ge=1)
     match_distance: float = Field(0.5, gt=0, le=4)
     min_component_share: float = Field(0.05, ge=0, le=1)
-    temporal_memory: float = Field(0.8, ge=0, lt=1)
+    foreground_memory: float = Field(0.8, ge=0, lt=1)
+    part_memory: float = Field(0.95, ge=0, lt=1)
     refine: Refinement = "guided"
     reservoir_frames: int = Field(48, ge=2, le=1024)
     spool_folder: str | None = None
@@ -105,7 +106,7 @@ class Cosegmenter:
         )
         self._codebook: Codebook | None = None
         self._numbers = PartNumbers(config.match_distance)
-        self._memory = TemporalMaps(config.temporal_memory)
+        self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
         self._previous: _Previous | None = None
         self._misfits = 0

@@ -21,9 +21,10 @@ Refinement = Literal["guided", "crf", "none"]
 MAX_PARTS = 255
 # Log odds for a difference of 1 in squared distance between unit descriptors.
 _ODDS_PER_DISTANCE = 20.0
+_PART_ODDS = 10.0
 # No cell is surer than this log odds: it has to be able to change its mind within a few frames.
 _SURE = 4.0
-_SAME_GRAY = 25
+_SAME_GRAY = 40
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -88,9 +89,10 @@ class TemporalMaps:
     at a cut.
     """
 
-    def __init__(self, memory: float) -> None:
-        """``memory`` is the share of the past in the average, in [0, 1); 0 switches it off."""
+    def __init__(self, memory: float, part_memory: float) -> None:
+        """Share of the past in the average, in [0, 1), for the foreground and for the parts in it."""
         self._memory = memory
+        self._part_memory = part_memory
         self._maps: dict[int, FloatArray] = {}
         self._gray: npt.NDArray[np.uint8] | None = None
 
@@ -107,7 +109,7 @@ class TemporalMaps:
             seen: The frame, with its grey copy and the flow to the frame before.
         """
         keys = [0, *(int(number) for number in numbers)]
-        if self._gray is not None and seen.gray is not None and seen.flow is not None and self._memory > 0:
+        if self._gray is not None and seen.gray is not None and seen.flow is not None:
             maps = self._blended(maps, keys, seen.gray, seen.flow, self._gray)
         self._maps, self._gray = dict(zip(keys, maps, strict=True)), seen.gray
         return maps
@@ -128,9 +130,14 @@ class TemporalMaps:
         trusted = inside & (cv2.blur(cv2.absdiff(gray, came_from), (5, 5)) < _SAME_GRAY)
         share = np.where(trusted, np.float32(self._memory), np.float32(0))
         nothing = np.zeros_like(maps[0])
-        past = [cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys]
-        # Channels of parts that are gone leave a gap; the past is only as sure as what is left of it.
-        return np.asarray(maps + share * (np.stack(past) - maps * np.sum(past, axis=0)), np.float32)
+        past = np.stack([cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys])
+        background = maps[0] + np.where(trusted, np.float32(self._memory), 0) * (past[0] - maps[0])
+        # What is foreground may change quickly; which part it is, given that it is foreground, hardly ever does.
+        # Weighted by how much foreground there was, so that new ground takes its part from the new frame.
+        share = np.where(trusted, np.float32(self._part_memory), 0)
+        joint = (1.0 - share) * maps[1:] + share * past[1:]
+        joint *= (1.0 - background) / np.maximum(joint.sum(axis=0), 1e-6)
+        return np.concatenate([background[None], joint]).astype(np.float32)
 
 
 def make_part_map(
@@ -182,7 +189,7 @@ def make_part_map(
 def _soft_parts(logits: FloatArray, distances: FloatArray) -> FloatArray:
     """Probabilities ``(P + 1, h, w)`` of background and each part; they sum to 1."""
     foreground = 1.0 / (1.0 + np.exp(-logits))
-    nearness = np.exp(-_ODDS_PER_DISTANCE * (distances - distances.min(axis=0)))
+    nearness = np.exp(-_PART_ODDS * (distances - distances.min(axis=0)))
     parts = foreground * nearness / nearness.sum(axis=0)
     return np.concatenate([1.0 - foreground[None], parts]).astype(np.float32)
 
