@@ -20,6 +20,7 @@ def bench_propagation(
     dense: Annotated[bool, typer.Option(help="Also the dense version; it needs gigabytes.")] = True,
     large: Annotated[bool, typer.Option(help="Also 119 x 213 cells, windowed only.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    stream_frames: Annotated[int, typer.Option(help="Also a synthetic video this long, for its memory.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the numbers.")] = None,
 ) -> None:
     """Time and peak memory of one frame's propagation: windowed, and dense with the window as a mask.
@@ -27,11 +28,13 @@ def bench_propagation(
     Each is measured in a process of its own. Memory is what the call adds at its peak to what the inputs hold;
     the dense version's mask is made before, and neither timed nor counted.
     """
-    from pipeline.evaluation.propagation_bench import Setting, compare
+    from pipeline.evaluation.propagation_bench import Setting, compare, stream_memory
     from pipeline.run_report import write_json
 
     setting = Setting(height, width, contexts, channels, labels, radius, top_k, repeats, device)
     report = compare(setting, dense=dense, large=large)
+    if stream_frames:
+        report["stream"] = stream_memory(stream_frames)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, report)
@@ -52,6 +55,8 @@ def _show(report: dict[str, Any]) -> None:
         table.add_row(row["version"], f"{row['height']} x {row['width']}", f"{row['seconds']:.3f}", *memory)
     console = Console()
     console.print(table)
+    for row in report.get("stream", []):
+        console.print(f"after {row['frames']} frames of a video: {row['resident_bytes'] / 2**20:.1f} MiB resident")
     if "speedup" in report:
         console.print(
             f"windowed: {report['speedup']:.1f} times faster, {report['memory_share']:.1%} of the memory; "

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.records import Features, Frame, Packet, PatchGrid
 from stages.ops.propagation import Window, propagate_labels
+from stages.propagate import PropagateConfig, Propagator
 
 LARGE_GRID = (119, 213)
 
@@ -51,6 +56,49 @@ def compare(setting: Setting, *, dense: bool = True, large: bool = True) -> dict
     for row in rows:
         del row["sample"]
     return report | {"rows": rows}
+
+
+def stream_memory(frames: int, *, checkpoints: int = 10) -> list[dict[str, int]]:
+    """Resident memory while a synthetic video of ``frames`` frames is propagated, after every so many of them.
+
+    Two objects drift over a grid of 12 x 16 cells; a corrected mask comes every 500 frames.
+    """
+    grid = PatchGrid((48, 64), (12, 16), (4.0, 4.0), (2.0, 2.0))
+    generator = torch.Generator().manual_seed(0)
+    looks = F.normalize(torch.randn(3, 32, generator=generator), dim=1)
+
+    def mask(index: int) -> npt.NDArray[np.uint8]:
+        values = np.zeros(grid.image_hw, np.uint8)
+        left = index % 40
+        values[4:20, left : left + 16] = 1
+        values[28:44, 40 - left : 56 - left] = 2
+        return values
+
+    class Corrections(dict[int, npt.NDArray[np.uint8]]):
+        def get(self, index: int, default: Any = None) -> Any:
+            return mask(index) if index % 500 == 0 else default
+
+    def packets() -> Iterator[Packet]:
+        for index in range(frames):
+            truth = mask(index)
+            cells = grid.sample_nearest(torch.from_numpy(truth).long())
+            data = looks[cells].permute(2, 0, 1) + 0.05 * torch.randn(32, *grid.grid_hw, generator=generator)
+            image = np.repeat(truth[..., None], 3, axis=2)
+            yield Packet(Frame(image, index, index / 24), features=Features(data, grid))
+
+    every = max(1, frames // checkpoints)
+    rows = []
+    for packet in Propagator(PropagateConfig(), masks=Corrections())(packets()):
+        done = packet.index + 1
+        if done == min(200, frames) or done % every == 0:
+            rows.append({"frames": done, "resident_bytes": resident_bytes()})
+    return rows
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def dense_labels(target: Tensor, contexts: Tensor, labels: Tensor, mask: Tensor, top_k: int) -> Tensor:
@@ -174,8 +222,7 @@ class _PeakMemory:
     def _now(self) -> int:
         if self._cuda:
             return torch.cuda.memory_allocated()
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-        return int(fields[1]) * 4096
+        return resident_bytes()
 
     def _watch(self) -> None:
         while not self._stop.wait(0.002):

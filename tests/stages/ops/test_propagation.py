@@ -29,7 +29,7 @@ def allowed(window: Window, row_offset: int, column_offset: int) -> bool:
     if window.shape == "square":
         return abs(row_offset) <= radius and abs(column_offset) <= radius
     distance = (row_offset**2 + column_offset**2) ** 0.5
-    return distance <= radius if window.inclusive else distance < radius
+    return bool(distance <= radius if window.inclusive else distance < radius)
 
 
 def naive(
