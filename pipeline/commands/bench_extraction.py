@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import torch
 
-    Measured = dict[str, list[float]]
+    Measured = dict[str, list[tuple[float, float]]]  # wall and CPU seconds of every round, by variant
 
 _BARE = "timm forward_features"
 
@@ -89,16 +89,16 @@ def _variants(model: Any, images: torch.Tensor, dtype: torch.dtype) -> dict[str,
 
 
 def _measure(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> Measured:
-    """Wall seconds by variant; the variants take turns, so that a busy machine slows them alike."""
+    """Wall and CPU seconds by variant; the variants take turns, so that a busy machine slows them alike."""
     seconds: Measured = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, forward in variants.items():
             _wait(device)
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             forward()
             _wait(device)
             if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started, time.process_time() - worked))
     return seconds
 
 
@@ -116,7 +116,7 @@ def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = _measure({"matmul": lambda: left @ right}, 20, device)["matmul"]
-    return float(2 * size**3 / min(seconds))
+    return float(2 * size**3 / min(wall for wall, _ in seconds))
 
 
 def _forward_operations(model: Any, cells: int) -> float:
@@ -137,17 +137,14 @@ def _table(title: str, seconds: Measured, images: int, operations: float, peak: 
 
     table = Table(title=title)
     table.add_column("forward")
-    columns = ["ms", "images/s", "over timm", *(["of matmul peak"] if peak else [])]
-    for name in columns:
+    last = "of matmul peak" if peak else "in CPU time"
+    for name in ("ms", "images/s", "over timm", last):
         table.add_column(name, justify="right")
     bare = seconds[_BARE]
     for name, own in seconds.items():
-        # The ratio of each round, so that what slows a whole round down cancels.
-        ratio = median(one / other for one, other in zip(bare, own, strict=True))
-        middle = median(own)
-        row = [f"{middle * 1e3:.1f}", f"{images / middle:.2f}", f"{ratio:.3f}"]
-        if peak:
-            row.append(f"{operations / middle / peak:.3f}")
+        wall = median(one for one, _ in own)
+        share = operations / wall / peak if peak else _ratio(bare, own, 1)
+        row = (f"{wall * 1e3:.1f}", f"{images / wall:.2f}", f"{_ratio(bare, own, 0):.3f}", f"{share:.3f}")
         table.add_row(name, *row)
     if peak:
         table.caption = (
@@ -155,3 +152,10 @@ def _table(title: str, seconds: Measured, images: int, operations: float, peak: 
             f"whole forward, {operations / images / 1e9:.0f} GFLOP an image"
         )
     return table
+
+
+def _ratio(bare: list[tuple[float, float]], own: list[tuple[float, float]], clock: int) -> float:
+    """Median over the rounds, so that what slows a whole round down cancels; CPU time also on a busy machine."""
+    from statistics import median
+
+    return median(one[clock] / other[clock] for one, other in zip(bare, own, strict=True))
