@@ -1,0 +1,81 @@
+"""SPair-71k (Min et al. 2019): pairs of images with key points that correspond.
+
+Layout::
+
+    ROOT/Layout/large/test.txt              one pair a line: 000001-2008_002719-2008_004100:aeroplane
+    ROOT/PairAnnotation/test/<line>.json    src_imname, trg_imname, src_kps, trg_kps, trg_bndbox, category
+    ROOT/JPEGImages/<category>/<name>       the images
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import LabelFileError, MediaError
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SpairPair:
+    """One pair; key points are those visible in both images.
+
+    Attributes:
+        category: Name of the class.
+        source: Path of the source image.
+        target: Path of the target image.
+        source_points: float32 ``(M, 2)`` as (x, y) in pixels.
+        target_points: The same in the target.
+        target_box: Left, top, right, bottom of the target's object.
+    """
+
+    category: str
+    source: Path
+    target: Path
+    source_points: npt.NDArray[np.float32]
+    target_points: npt.NDArray[np.float32]
+    target_box: Box
+
+
+def list_pairs(root: Path, split: str = "test", size: str = "large") -> dict[str, list[Path]]:
+    """Annotation files of a split by category, categories and pairs sorted.
+
+    Raises:
+        MediaError: The folder is not SPair-71k's, or the split is empty.
+    """
+    listing = root / "Layout" / size / f"{split}.txt"
+    if not listing.is_file():
+        raise MediaError(f"{root}: is no SPair-71k folder, {listing} is missing")
+    pairs: dict[str, list[Path]] = {}
+    for line in sorted(listing.read_text(encoding="utf-8").split()):
+        category = line.rpartition(":")[2]
+        pairs.setdefault(category, []).append(root / "PairAnnotation" / split / f"{line}.json")
+    if not pairs:
+        raise MediaError(f"{listing}: names no pairs")
+    return dict(sorted(pairs.items()))
+
+
+def read_pair(path: Path, root: Path) -> SpairPair:
+    """One pair.
+
+    Raises:
+        LabelFileError: The file is missing, is no JSON, or a field is missing or of the wrong shape.
+    """
+    # Some copies of the data set name the files with "_" for the ":" that Windows does not allow.
+    file = path if path.is_file() else path.with_name(path.name.replace(":", "_"))
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        category = str(fields["category"])
+        points = [np.asarray(fields[name], np.float32).reshape(-1, 2) for name in ("src_kps", "trg_kps")]
+        left, top, right, bottom = (float(value) for value in fields["trg_bndbox"])
+        source, target = (root / "JPEGImages" / category / fields[name] for name in ("src_imname", "trg_imname"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabelFileError(f"{path}: cannot be read as an SPair-71k pair ({error!r})") from error
+    if len(points[0]) != len(points[1]):
+        raise LabelFileError(f"{path}: {len(points[0])} source and {len(points[1])} target key points")
+    return SpairPair(category, source, target, points[0], points[1], (left, top, right, bottom))
