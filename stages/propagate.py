@@ -63,6 +63,7 @@ class PropagateConfig(StrictModel):
     window: Literal["square", "disc", "disc_inclusive"] = "square"
     window_on_references: bool = True
     prior_sigma_cells: float | None = Field(None, gt=0)
+    prior_floor: float | None = Field(None, gt=0, le=1)
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True
@@ -202,7 +203,8 @@ class Propagator:
         sigma = self.config.prior_sigma_cells
         if sigma is None:
             return self._window
-        return replace(self._window, prior_sigma_cells=sigma * max(frames_apart, 1) ** 0.5)
+        sigma *= max(frames_apart, 1) ** 0.5
+        return replace(self._window, prior_sigma_cells=sigma, prior_floor=self.config.prior_floor)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
         refine, stretch = self.config.refine, self.config.stretch

@@ -39,12 +39,14 @@ class Window:
         prior_sigma_cells: Standard deviation in cells of a Gaussian prior on the offset. Its logarithm times the
             temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
             None: every offset inside the window is as likely.
+        prior_floor: The least the prior multiplies a weight with, in (0, 1]: objects may jump.
     """
 
     radius_cells: float | None = 12
     shape: Shape = "square"
     inclusive: bool = False
     prior_sigma_cells: float | None = None
+    prior_floor: float | None = None
 
     @property
     def reach(self) -> int | None:
@@ -68,9 +70,13 @@ class Window:
             inside = squared < self.radius_cells**2
         return torch.zeros_like(squared).masked_fill(~inside, -math.inf)
 
-    def prior_weight(self, temperature: float) -> float:
-        """What the squared offset is multiplied with to give the prior's part of the similarity."""
-        return -temperature / (2 * self.prior_sigma_cells**2) if self.prior_sigma_cells else 0.0
+    def prior(self, temperature: float) -> tuple[float, float]:
+        """The prior's part of the similarity: the first times the squared offset, which the second caps."""
+        if not self.prior_sigma_cells:
+            return 0.0, math.inf
+        variance = self.prior_sigma_cells**2
+        cap = -2 * variance * math.log(self.prior_floor) if self.prior_floor else math.inf
+        return -temperature / (2 * variance), cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +187,8 @@ class _Strip(_Area):
 class _Group:
     """Context frames whose windows have one shape: keys ``(h, w, C)`` each, labels ``(K, n, h, w)``.
 
-    ``priors`` ``(n, 1, 1)`` are the frames' prior weights, None where there is none; ``masks`` caches, by the kind
-    of tile, what its window's ragged edge excludes, and the squared offsets.
+    ``priors`` ``(2, n, 1, 1)`` are the frames' :meth:`Window.prior`, None where there is none; ``masks`` caches,
+    by the kind of tile, what its window's ragged edge excludes, and the squared offsets.
     """
 
     window: Window
@@ -220,7 +226,8 @@ class _Keys:
         count = keys.shape[0]
         similarity = torch.baddbmm(mask.expand(count, -1, -1), keys, cells.expand(count, -1, -1))
         if self.group.priors is not None:
-            similarity.addcmul_(squared, self.group.priors)
+            factor, cap = self.group.priors
+            similarity.addcmul_(torch.minimum(squared, cap), factor)
         return _Scores(similarity.view(count * reach.size[0], reach.size[1], -1), self.labels[:, :, rows])
 
     def _mask(self, tile: _Area, reach: _Area) -> tuple[Tensor, Tensor]:
@@ -319,18 +326,18 @@ def _group(
 ) -> list[_Group]:
     members: dict[tuple[Window, int], list[int]] = {}
     for index, window in enumerate(windows):
+        shape = replace(window, prior_sigma_cells=None, prior_floor=None)
         # Without a limit there is nothing to copy together: each such frame is read where it lies.
-        key = (replace(window, prior_sigma_cells=None), -1 if window.reach is not None else index)
-        members.setdefault(key, []).append(index)
+        members.setdefault((shape, -1 if window.reach is not None else index), []).append(index)
     groups = []
     for (window, _), indices in members.items():
-        priors = torch.tensor([windows[i].prior_weight(temperature) for i in indices], device=contexts[0].device)
+        priors = torch.tensor([windows[i].prior(temperature) for i in indices], device=contexts[0].device).T
         groups.append(
             _Group(
                 window,
                 tuple(contexts[i].permute(1, 2, 0) for i in indices),
                 torch.stack([labels[i] for i in indices], dim=1).to(torch.float32),
-                priors[:, None, None] if bool(priors.any()) else None,
+                priors[:, :, None, None] if bool(priors[0].any()) else None,
                 {},
             )
         )

@@ -55,7 +55,8 @@ def naive(
                 weight = torch.exp(torch.dot(target[:, row, column], context[:, r, c]) / temperature)
                 if window.prior_sigma_cells:
                     squared = (r - row) ** 2 + (c - column) ** 2
-                    weight = weight * torch.exp(torch.tensor(-squared / (2 * window.prior_sigma_cells**2)))
+                    prior = torch.exp(torch.tensor(-squared / (2 * window.prior_sigma_cells**2)))
+                    weight = weight * prior.clamp(min=window.prior_floor or 0)
                 weights.append(weight)
                 votes.append(label[:, r, c])
         weight, vote = torch.stack(weights), torch.stack(votes)
@@ -77,6 +78,7 @@ CASES = {
     "dinov3": ([Window(3, "disc", inclusive=True)] * 3, 5, 0.2, True),
     "no window": ([Window(0)] * 3, 5, 0.1, True),
     "motion prior that differs": ([SQUARE, *(Window(3, prior_sigma_cells=s) for s in (2.0, 1.0))], 7, 0.07, True),
+    "motion prior with a floor": ([Window(3, prior_sigma_cells=1.5, prior_floor=0.3)] * 3, 7, 0.07, True),
 }
 
 
