@@ -52,7 +52,8 @@ def fit_clusters(
 
     Args:
         descriptors: For each frame float32 ``(N, C)``, L2-normalised.
-        saliency: For each frame float32 ``(N,)``; compared with ``threshold``.
+        saliency: For each voting frame float32 ``(N,)``, compared with ``threshold``; frames beyond these do not
+            vote.
         options: Of k-means.
         threshold: Mean saliency a frame must see in a cluster to vote for it.
         votes_percent: Share of the frames that must agree.
@@ -69,7 +70,7 @@ def fit_clusters(
         iterations=options.iterations,
         redo=options.redo,
     )
-    labels = [assign(rows, clustering.centroids)[0] for rows in descriptors]
+    labels = [assign(rows, clustering.centroids)[0] for rows in descriptors[: len(saliency)]]
     salient = vote_salient(labels, saliency, len(clustering), threshold=threshold, votes_percent=votes_percent)
     return clustering.centroids, salient
 

@@ -24,7 +24,8 @@ _ODDS_PER_DISTANCE = 20.0
 _PART_ODDS = 10.0
 # No cell is surer than this log odds: it has to be able to change its mind within a few frames.
 _SURE = 4.0
-_SAME_GRAY = 40
+# Cosine of a cell to where the flow says it came from, from which the past counts nothing and fully.
+_FLOW_COSINE = (0.4, 0.7)
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -82,8 +83,8 @@ class TemporalMaps:
     """Soft labels carried along the optical flow and blended with each frame's own.
 
     Nearest-centroid labels flicker where two parts are equally near. A recursive average along the flow settles
-    them: a pixel keeps what it was unless the evidence goes on against it. Pixels whose grey value does not fit
-    where the flow says they came from start anew.
+    them: a pixel keeps what it was unless the evidence goes on against it. The past counts only as far as the
+    descriptors agree that the flow is right, so that nothing trails behind a fast object.
 
     Invariant: channels belong to part numbers, so a refit that keeps numbers keeps their history. Call ``reset``
     at a cut.
@@ -94,50 +95,58 @@ class TemporalMaps:
         self._memory = memory
         self._part_memory = part_memory
         self._maps: dict[int, FloatArray] = {}
-        self._gray: npt.NDArray[np.uint8] | None = None
+        self._rows: FloatArray | None = None
 
     def reset(self) -> None:
         """Forget the past."""
-        self._maps, self._gray = {}, None
+        self._maps, self._rows = {}, None
 
-    def blend(self, maps: FloatArray, numbers: IntArray, seen: Observation) -> FloatArray:
+    def blend(self, maps: FloatArray, numbers: IntArray, seen: Observation, grid: PatchGrid) -> FloatArray:
         """The average for this frame.
 
         Args:
             maps: float32 ``(P + 1, H', W')`` at the size of ``seen.gray``, background first.
             numbers: int64 ``(P,)``, the number of each further channel.
             seen: The frame, with its grey copy and the flow to the frame before.
+            grid: Where its cells lie.
         """
         keys = [0, *(int(number) for number in numbers)]
-        if self._gray is not None and seen.gray is not None and seen.flow is not None:
-            maps = self._blended(maps, keys, seen.gray, seen.flow, self._gray)
-        self._maps, self._gray = dict(zip(keys, maps, strict=True)), seen.gray
+        if self._rows is not None and self._rows.shape == seen.rows.shape and seen.flow is not None:
+            maps = self._blended(maps, keys, seen.flow, _agreement(seen.rows, self._rows, seen.flow, grid.grid_hw))
+        self._maps, self._rows = dict(zip(keys, maps, strict=True)), seen.rows
         return maps
 
-    def _blended(
-        self,
-        maps: FloatArray,
-        keys: list[int],
-        gray: npt.NDArray[np.uint8],
-        flow: FloatArray,
-        before: npt.NDArray[np.uint8],
-    ) -> FloatArray:
-        height, width = gray.shape
+    def _blended(self, maps: FloatArray, keys: list[int], flow: FloatArray, trusted: FloatArray) -> FloatArray:
+        height, width = flow.shape[:2]
         y, x = np.mgrid[0:height, 0:width].astype(np.float32)
         where = x + flow[..., 0], y + flow[..., 1]
-        came_from = cv2.remap(before, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        inside = (where[0] >= 0) & (where[0] < width) & (where[1] >= 0) & (where[1] < height)
-        trusted = inside & (cv2.blur(cv2.absdiff(gray, came_from), (5, 5)) < _SAME_GRAY)
-        share = np.where(trusted, np.float32(self._memory), np.float32(0))
         nothing = np.zeros_like(maps[0])
         past = np.stack([cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys])
-        background = maps[0] + np.where(trusted, np.float32(self._memory), 0) * (past[0] - maps[0])
+        background = maps[0] + self._memory * trusted * (past[0] - maps[0])
         # What is foreground may change quickly; which part it is, given that it is foreground, hardly ever does.
         # Weighted by how much foreground there was, so that new ground takes its part from the new frame.
-        share = np.where(trusted, np.float32(self._part_memory), 0)
+        share = self._part_memory * trusted
         joint = (1.0 - share) * maps[1:] + share * past[1:]
         joint *= (1.0 - background) / np.maximum(joint.sum(axis=0), 1e-6)
         return np.concatenate([background[None], joint]).astype(np.float32)
+
+
+def _agreement(rows: FloatArray, before: FloatArray, flow: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
+    """How well the descriptors fit the flow, in [0, 1] at the flow's size; 0 where it leaves the frame."""
+    height, width = grid_hw
+    scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
+    cells = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) * scale
+    y, x = np.mgrid[0:height, 0:width]
+    column = np.rint(x + cells[..., 0]).astype(int).ravel()
+    row = np.rint(y + cells[..., 1]).astype(int).ravel()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    source = before[row.clip(0, height - 1) * width + column.clip(0, width - 1)]
+    cosine = np.einsum("nc,nc->n", rows, source)
+    low, high = _FLOW_COSINE
+    trusted = np.where(inside, np.clip((cosine - low) / (high - low), 0.0, 1.0), 0.0).astype(np.float32)
+    return np.asarray(
+        cv2.resize(trusted.reshape(grid_hw), flow.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float32
+    )
 
 
 def make_part_map(
@@ -174,7 +183,7 @@ def make_part_map(
     distances = squared_distances(seen.rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
     soft = grid.upsample(torch.from_numpy(_soft_parts(logits, distances)), small_hw).numpy()
-    soft = memory.blend(soft, numbers, seen)
+    soft = memory.blend(soft, numbers, seen, grid)
     foreground = np.asarray(1.0 - soft[0], np.float32)
     cells = cv2.resize(foreground, grid.grid_hw[::-1], interpolation=cv2.INTER_AREA)
     parts = np.stack([cv2.resize(m, grid.grid_hw[::-1], interpolation=cv2.INTER_AREA) for m in soft[1:]])

@@ -80,7 +80,7 @@ def _second_eigenvector(affinity: FloatArray) -> npt.NDArray[np.float64]:
     degree = affinity.sum(axis=1, dtype=np.float64)
     root = 1.0 / np.sqrt(degree)
     normalized = affinity * root[:, None] * root[None]
-    if len(affinity) < 3:
+    if len(affinity) < 3 or float(np.ptp(affinity)) == 0.0:
         return np.zeros(len(affinity))
     try:
         start = np.random.default_rng(0).standard_normal(len(affinity))
