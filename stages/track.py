@@ -52,6 +52,7 @@ class TrackConfig(StrictModel):
 
     enabled: bool = True
     facet: str = ""
+    center: bool = True
     roi: RoiConfig = RoiConfig()
     association: AssociationConfig = AssociationConfig()
 
@@ -133,16 +134,27 @@ class Tracker:
         """Unit descriptors for matching ``(N, C * bins * bins)`` and their mean over the bins ``(N, C)``."""
         if packet.features is None:
             return None, None
-        values = describe_boxes(packet.features, packet.labels, found, self.config.roi, self.config.facet)
+        config = self.config
+        values = describe_boxes(
+            packet.features, packet.labels, found, config.roi, config.facet, center=config.center
+        )
         # The size is spelled out because -1 is ambiguous for a frame without boxes.
         flat = values.reshape(len(found), int(np.prod(values.shape[1:])))
         return normalize_rows(flat), normalize_rows(values.mean(axis=(2, 3)))
 
 
 def describe_boxes(
-    features: Features, labels: LabelMap | None, found: Detections, roi: RoiConfig, facet: str = ""
+    features: Features,
+    labels: LabelMap | None,
+    found: Detections,
+    roi: RoiConfig,
+    facet: str = "",
+    *,
+    center: bool = False,
 ) -> npt.NDArray[np.float32]:
     """What boxes look like: their features by ROIAlign, weighted as ``roi`` says.
+
+    All cells of a frame share a large common part that makes every two boxes alike; ``center`` takes it away.
 
     Args:
         features: The frame's features.
@@ -150,6 +162,7 @@ def describe_boxes(
         found: The boxes.
         roi: How to pool and weigh.
         facet: Which features; the first if empty.
+        center: Subtract the mean of the frame's cells.
 
     Returns:
         float32 ``(N, C, bins, bins)``, on the host, not normalised.
@@ -159,7 +172,11 @@ def describe_boxes(
     """
     weights = _weights(features, labels, found, roi)
     boxes = torch.from_numpy(found.xyxy)
-    pooled = pool_boxes(_facet(features, facet), boxes, features.grid, roi.spec, weights=weights)
+    maps = _facet(features, facet)
+    pooled = pool_boxes(maps, boxes, features.grid, roi.spec, weights=weights)
+    if center:
+        # Pooling averages cells, so the mean can be taken off after it, where there is less to subtract from.
+        pooled = pooled - maps.float().mean(dim=(1, 2))[None, :, None, None].to(pooled)
     values: npt.NDArray[np.float32] = pooled.cpu().numpy()
     return values
 

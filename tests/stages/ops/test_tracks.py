@@ -161,7 +161,7 @@ def test_a_second_box_on_an_object_begins_no_track() -> None:
 
 def test_cosines_are_read_against_those_of_different_objects() -> None:
     """All cosines lie above 0.9, as those of keys do: what tells objects apart must still count."""
-    scene = Scene(appearance_weight=1.0)
+    scene = Scene(appearance_weight=1.0, unlike_cosine=0.7)
     shift = np.full(8, 3.0, np.float32)
     close = normalize_rows(LOOKS + shift)
     assert (close @ close.T).min() > 0.9
