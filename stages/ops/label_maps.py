@@ -66,7 +66,7 @@ def encode_mask(
     pixels = torch.from_numpy(mask).to(device)
     onehot = torch.stack([pixels == number for number in object_ids]) if object_ids else pixels[None][:0] > 0
     if sampling == "nearest":
-        objects = grid.sample_nearest(onehot).to(torch.float32)
+        objects = _sample_nearest(pixels, object_ids, onehot, grid)
     elif sampling == "bilinear":
         objects = _sample_bilinear(onehot, grid)
     else:
@@ -210,8 +210,10 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
         return index_map
     picks = []
     for have, want in zip(index_map.shape, size_hw, strict=True):
-        # In integers, (2 i + 1) * have // (2 want), so that no rounding moves a tie.
-        picks.append((2 * torch.arange(want, device=index_map.device) + 1) * have // (2 * want))
+        # Pillow adds the step up; where a position falls on a pixel's border the rounding of the sum decides.
+        step = have / want
+        positions = np.add.accumulate(np.r_[step * 0.5, np.full(want - 1, step)])
+        picks.append(torch.from_numpy(positions.astype(np.int64)).clamp(max=have - 1).to(index_map.device))
     return index_map[picks[0][:, None], picks[1]]
 
 
@@ -219,6 +221,13 @@ def _upsample(channel: Tensor, grid: PatchGrid, size: tuple[int, int], *, regist
     if registered:
         return F.interpolate(channel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
     return grid.upsample(channel[None], size)[0]
+
+
+def _sample_nearest(pixels: Tensor, object_ids: Sequence[int], onehot: Tensor, grid: PatchGrid) -> Tensor:
+    if not grid.fills_image or not object_ids:
+        return grid.sample_nearest(onehot).to(torch.float32)
+    cells = resize_nearest(pixels, grid.grid_hw)
+    return torch.stack([cells == number for number in object_ids]).to(torch.float32)
 
 
 def _sample_bilinear(onehot: Tensor, grid: PatchGrid) -> Tensor:
