@@ -123,8 +123,13 @@ class Propagator:
         Raises:
             ConfigError: Packets without features, or without a facet the config asks for.
         """
+        waiting = set(self._masks or ())
         for packet in packets:
+            waiting.discard(packet.index)
             yield replace(packet, labels=self._step(packet))
+        if waiting:
+            listed = ", ".join(str(index) for index in sorted(waiting)[:8]) + ", ..." * (len(waiting) > 8)
+            self._warn(f"no frame came for the masks of {listed}; they were not used")
 
     def report(self) -> dict[str, Any]:
         """Facts for ``run.json``: ids, the frame each began at, and the confidence in every frame since."""

@@ -137,6 +137,12 @@ def test_an_object_between_the_cells_is_kept_with_a_warning() -> None:
         assert "object 3 is smaller than a cell" in propagator.warnings[0]
 
 
+def test_masks_of_frames_that_never_came_are_named() -> None:
+    mask = box(8, 8)
+    _, propagator = carry([mask] * 3, {0: mask, 7: mask, 5: mask})
+    assert propagator.warnings == ["no frame came for the masks of 5, 7; they were not used"]
+
+
 def test_references_are_bounded_and_the_first_stays() -> None:
     truth = [box(4 + t, 8) for t in range(12)]
     out, propagator = carry(truth, dict(enumerate(truth)), config(max_references=3))
