@@ -21,9 +21,9 @@ from torch import Tensor
 
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
-from pipeline.formats.masks import VOID, object_ids
+from pipeline.formats.masks import object_ids
 from pipeline.records import Features, LabelMap, Packet, PatchGrid
-from stages.ops.instances import split_instances
+from stages.ops.discovery import new_objects
 from stages.ops.label_maps import (
     Sampling,
     Stretch,
@@ -38,7 +38,6 @@ from stages.ops.label_memory import LabelMemory, Memory, merge_channels
 from stages.ops.propagation import Window, propagate_labels
 
 IndexMask = npt.NDArray[np.uint8]
-MAX_OBJECTS = VOID - 1
 MAX_WARNINGS = 50
 
 
@@ -296,29 +295,11 @@ class Propagator:
         due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
         if packet.parts is None or packet.features is None or not due:
             return None
-        descriptors = packet.features.data.detach().to("cpu", torch.float32).numpy()
-        instances = split_instances(packet.parts.foreground, descriptors)
-        if not instances.any():
-            return None
-        self._last_discovery = packet.index
-        numbers = range(1, int(instances.max()) + 1)
-        onehot = torch.stack([torch.from_numpy(instances == number) for number in numbers])
-        nearest = packet.features.grid.upsample(onehot.to(torch.float32)).argmax(0).numpy()
-        return self._unclaimed(nearest, packet.parts.index_mask > 0, carried)
-
-    def _unclaimed(
-        self, nearest: npt.NDArray[np.int64], foreground: npt.NDArray[np.bool_], carried: _Carried
-    ) -> IndexMask | None:
-        """The instances that no known object covers by half, under new ids."""
-        mask = np.zeros(foreground.shape, np.uint8)
         next_id = max(self._objects.ids, default=0) + 1
-        for instance in range(int(nearest.max()) + 1):
-            pixels = foreground & (nearest == instance)
-            claimed = np.count_nonzero(carried.index_mask[pixels])
-            if pixels.any() and claimed < 0.5 * np.count_nonzero(pixels) and next_id <= MAX_OBJECTS:
-                mask[pixels & (carried.index_mask == 0)] = next_id
-                next_id += 1
-        return mask if mask.any() else None
+        fresh = new_objects(packet.parts, packet.features, carried.index_mask, next_id)
+        if fresh is not None or self._last_discovery is not None:
+            self._last_discovery = packet.index
+        return fresh
 
     def _warn(self, message: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:

@@ -15,68 +15,17 @@ is taken after the selection and relative to the largest value, which gives the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Shape = Literal["square", "disc"]
+from stages.ops.windows import Window
+
+__all__ = ["Propagated", "Window", "propagate_labels"]
 DEFAULT_MAX_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Which cells of a context frame a target cell is compared with.
-
-    Attributes:
-        radius_cells: Reach in cells; None or 0 compares with the whole frame.
-        shape: "square": row and column offset at most the radius (DINO). "disc": distance below the radius,
-            strictly (videowalk). "disc" with ``inclusive`` allows the radius itself.
-        inclusive: Whether a disc holds the cells at exactly the radius; a square always does.
-        prior_sigma_cells: Standard deviation in cells of a Gaussian prior on the offset. Its logarithm times the
-            temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
-            None: every offset inside the window is as likely.
-        prior_floor: The least the prior multiplies a weight with, in (0, 1]: objects may jump.
-    """
-
-    radius_cells: float | None = 12
-    shape: Shape = "square"
-    inclusive: bool = False
-    prior_sigma_cells: float | None = None
-    prior_floor: float | None = None
-
-    @property
-    def reach(self) -> int | None:
-        """The largest row or column offset inside the window, None for the whole frame."""
-        if not self.radius_cells:
-            return None
-        if self.shape == "disc" and not self.inclusive:
-            return math.ceil(self.radius_cells) - 1
-        return math.floor(self.radius_cells)
-
-    def mask(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """0 at the offsets inside the window, -inf outside; float32, ``rows`` and ``columns`` broadcast."""
-        squared = rows**2 + columns**2
-        if not self.radius_cells:
-            return torch.zeros_like(squared)
-        if self.shape == "square":
-            inside = torch.maximum(rows.abs(), columns.abs()) <= self.radius_cells
-        elif self.inclusive:
-            inside = squared <= self.radius_cells**2
-        else:
-            inside = squared < self.radius_cells**2
-        return torch.zeros_like(squared).masked_fill(~inside, -math.inf)
-
-    def prior(self, temperature: float) -> tuple[float, float]:
-        """The prior's part of the similarity: the first times the squared offset, which the second caps."""
-        if not self.prior_sigma_cells:
-            return 0.0, math.inf
-        variance = self.prior_sigma_cells**2
-        cap = -2 * variance * math.log(self.prior_floor) if self.prior_floor else math.inf
-        return -temperature / (2 * variance), cap
+DINO_WINDOW = Window()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +46,7 @@ def propagate_labels(
     contexts: Sequence[Tensor],
     labels: Sequence[Tensor],
     *,
-    windows: Window | Sequence[Window] = Window(),
+    windows: Window | Sequence[Window] = DINO_WINDOW,
     top_k: int = 5,
     temperature: float = 0.1,
     keep_ties: bool = True,
