@@ -4,9 +4,9 @@ Suri et al., LiFT, ECCV 2024, section 3.2: with x at 448 px and a frozen ViT f, 
 d(LiFT(x/2, f(x/2)), f(x)) + d(LiFT(x/4, f(x/4)), f(x/2)), d the mean cosine distance over all cells.
 
 Differs from the reference, because a small image set on a CPU gives few steps: training starts as bilinear
-interpolation (``--start random`` for the reference's start), and the learning rate falls along a half cosine (it
-is constant there). L1 and L2 are offered as in the paper's ablation. Cached views may be mirrored together with
-their features, which gives new pairs without another pass of the ViT.
+interpolation with its batch norms' statistics held (``--start random`` for the reference's way), and the learning
+rate falls along a half cosine (it is constant there). L1 and L2 are offered as in the paper's ablation. Cached
+views may be mirrored together with their features, which gives new pairs without another pass of the ViT.
 
 Invariant: the state after step n depends on the settings and the data alone. The order of samples and every
 random choice come from generators seeded with (seed, epoch), so a run that was killed and goes on from its
@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import OutputError
 from pipeline.models.lift import write_whole
@@ -38,6 +38,7 @@ Loss = Literal["cosine", "l1", "l2"]
 Schedule = Literal["cosine", "constant"]
 Start = Literal["bilinear", "random"]
 START_SAMPLES = 200
+WARM_UP_STEPS = 40
 LEVELS = (1, 2)
 """The scales that are lifted: a half to the whole, a quarter to a half."""
 
@@ -50,7 +51,7 @@ class TrainSettings:
         epochs: Passes over the training views.
         batch_size: Views a step.
         learning_rate: Of Adam, at the start.
-        schedule: "cosine" falls to zero at the last step, "constant" stays (the reference).
+        schedule: "cosine" rises for a moment and falls to zero at the last step, "constant" stays (the reference).
         loss: Distance to the target.
         views: Number of cached views of each image to use.
         mirror: Mirror cached views and features with probability 1/2.
@@ -62,7 +63,7 @@ class TrainSettings:
 
     epochs: int = 20
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     schedule: Schedule = "cosine"
     loss: Loss = "cosine"
     views: int = 1
@@ -134,6 +135,29 @@ def _bilinear(maps: Tensor, factor: int) -> Tensor:
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
+@torch.no_grad()
+def settle_batch_norms(model: Lift, batches: Iterable[Batch]) -> None:
+    """Set the batch norms' statistics to the average over ``batches`` at all lifted scales."""
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for batch in batches:
+        for level in LEVELS:
+            model(batch.images[level - 1], batch.features[level])
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+
+
+def _hold_batch_norms(model: Lift) -> None:
+    """Normalise with fixed statistics: those of a small batch move with its images and drown what is learned."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
 class Trainer:
     """Trains one LiFT on a cache.
 
@@ -171,6 +195,7 @@ class Trainer:
         if settings.start == "bilinear" and not checkpoint.exists():
             chosen = self._samples[:: max(1, len(self._samples) // START_SAMPLES)][:START_SAMPLES]
             start_as_bilinear(model, torch.cat([cache.batch([sample]).features[1] for sample in chosen]))
+            settle_batch_norms(model, (cache.batch([sample]) for sample in chosen))
         self.model = model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
         if checkpoint.exists():
@@ -223,6 +248,8 @@ class Trainer:
 
     def _train_step(self, epoch: int, position: int) -> float:
         self.model.train()
+        if self.settings.start == "bilinear":
+            _hold_batch_norms(self.model)
         batch = self._batch(epoch, position)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -244,7 +271,9 @@ class Trainer:
         rate = self.settings.learning_rate
         if self.settings.schedule == "constant":
             return rate
-        return rate * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
+        # Adam's first steps are all of full length, whatever the gradient: they would tear the start apart.
+        warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
+        return warm * rate * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
 
     def _batch(self, epoch: int, position: int) -> Batch:
         rng = np.random.default_rng([self.settings.seed, epoch])
