@@ -54,14 +54,14 @@ class CosegmentConfig(StrictModel):
     kmeans_iterations: int = Field(50, ge=1)
     kmeans_redo: int = Field(3, ge=1)
     forgetting: float = Field(0.98, gt=0, le=1)
-    cut_similarity: float = Field(0.6, ge=0, le=1)
+    cut_similarity: float = Field(0.77, ge=0, le=1)
     cut_drop: float = Field(0.1, ge=0, le=1)
     break_ratio: float = Field(2.0, gt=1)
     break_frames: int = Field(3, ge=1)
-    match_distance: float = Field(0.5, gt=0, le=4)
+    match_distance: float = Field(0.3, gt=0, le=4)
     min_component_share: float = Field(0.05, ge=0, le=1)
-    foreground_memory: float = Field(0.8, ge=0, lt=1)
-    part_memory: float = Field(0.95, ge=0, lt=1)
+    foreground_memory: float = Field(0.6, ge=0, lt=1)
+    part_memory: float = Field(0.97, ge=0, lt=1)
     refine: Refinement = "guided"
     reservoir_frames: int = Field(48, ge=2, le=1024)
     spool_folder: str | None = None
@@ -175,7 +175,7 @@ class Cosegmenter:
         similarity = continuity(seen.rows, before.rows)
         limit = min(self.config.cut_similarity, before.usual - self.config.cut_drop)
         is_cut = similarity < limit
-        usual = 1.0 if is_cut else min(similarity, 0.8 * before.usual + 0.2 * similarity)
+        usual = before.usual if is_cut else 0.8 * before.usual + 0.2 * similarity
         self._previous = _Previous(gray, seen.rows, usual)
         return (replace(seen, motion_px=None, flow=None) if is_cut else seen), is_cut
 
@@ -204,7 +204,7 @@ class Cosegmenter:
         codebook = fit_codebook(window, self._options)
         self._codebook = codebook
         self._misfits = 0
-        kept = self._numbers.assign(codebook.parts)
+        kept = self._numbers.assign(codebook.parts, codebook.spread)
         self._fits.append(
             {
                 "frame": frame,

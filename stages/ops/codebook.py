@@ -75,6 +75,7 @@ class Codebook:
         parts: float32 ``(P, C)``, centroids of the foreground.
         part_counts: float64 ``(P,)``.
         fit_error: Mean squared distance to the clusters when fitted.
+        spread: Mean squared distance to the mean when fitted, the scale that distances are judged on.
     """
 
     clusters: FloatArray
@@ -84,6 +85,7 @@ class Codebook:
     parts: FloatArray
     part_counts: npt.NDArray[np.float64]
     fit_error: float
+    spread: float
 
     @property
     def is_empty(self) -> bool:
@@ -150,6 +152,7 @@ def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
         np.zeros((0, everything.shape[1]), np.float32),
         np.zeros(0),
         float(distances.mean()),
+        float(np.square(everything - everything.mean(axis=0)).sum(axis=1).mean()),
     )
     return _with_parts(bare, rows, options)
 

@@ -14,18 +14,21 @@ from pipeline.records import PartMap, PatchGrid
 from stages.ops.codebook import Codebook, Observation
 from stages.ops.crf import dense_crf
 from stages.ops.guided import guided_filter
-from stages.ops.kmeans import FloatArray, IntArray, match_centroids, squared_distances
+from stages.ops.kmeans import FloatArray, IntArray, match_centroids, normalize_rows, squared_distances
 
 Refinement = Literal["guided", "crf", "none"]
 
 MAX_PARTS = 255
 # Log odds for a difference of 1 in squared distance between unit descriptors.
 _ODDS_PER_DISTANCE = 20.0
-_PART_ODDS = 10.0
+_PART_ODDS = 5.0
 # No cell is surer than this log odds: it has to be able to change its mind within a few frames.
 _SURE = 4.0
-# Cosine of a cell to where the flow says it came from, from which the past counts nothing and fully.
-_FLOW_COSINE = (0.4, 0.7)
+# Cosine of a cell to where the flow says it came from, from which the past counts nothing and fully. Wrong
+# foreground is worse than a wrong part, so it asks for more.
+_FOREGROUND_COSINE = (0.5, 0.8)
+_PART_COSINE = (0.1, 0.4)
+_PART_BLUR_CELLS = 1.5
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -37,7 +40,7 @@ class PartNumbers:
     """
 
     def __init__(self, match_distance: float) -> None:
-        """Parts nearer than this squared distance are the same part."""
+        """Parts nearer than this squared distance, in multiples of the scene's spread, are the same part."""
         self.current: IntArray = np.zeros(0, np.int64)
         self.exhausted = False
         self._match_distance = match_distance
@@ -48,13 +51,18 @@ class PartNumbers:
         """The largest number given so far; 0 before the first."""
         return max(self._known, default=0)
 
-    def assign(self, parts: FloatArray) -> int:
-        """Number the parts of a new fit; sets ``current`` and returns how many were known already."""
+    def assign(self, parts: FloatArray, spread: float = 1.0) -> int:
+        """Number the parts of a new fit; sets ``current`` and returns how many were known already.
+
+        Args:
+            parts: float32 ``(P, C)``.
+            spread: Mean squared distance of the scene's descriptors to their mean.
+        """
         old = list(self._known)
         numbers = np.full(len(parts), -1, np.int64)
         if old and len(parts):
             known = np.stack([self._known[number] for number in old])
-            matched = match_centroids(known, parts, max_distance=self._match_distance)
+            matched = match_centroids(known, parts, max_distance=self._match_distance * spread)
             numbers = np.array([old[row] if row >= 0 else -1 for row in matched], np.int64)
         kept = int((numbers >= 0).sum())
         for place in np.flatnonzero(numbers < 0):
@@ -112,27 +120,28 @@ class TemporalMaps:
         """
         keys = [0, *(int(number) for number in numbers)]
         if self._rows is not None and self._rows.shape == seen.rows.shape and seen.flow is not None:
-            maps = self._blended(maps, keys, seen.flow, _agreement(seen.rows, self._rows, seen.flow, grid.grid_hw))
+            agreement = _agreement(seen.rows, self._rows, seen.flow, grid.grid_hw)
+            maps = self._blended(maps, keys, seen.flow, agreement)
         self._maps, self._rows = dict(zip(keys, maps, strict=True)), seen.rows
         return maps
 
-    def _blended(self, maps: FloatArray, keys: list[int], flow: FloatArray, trusted: FloatArray) -> FloatArray:
+    def _blended(self, maps: FloatArray, keys: list[int], flow: FloatArray, agreement: FloatArray) -> FloatArray:
         height, width = flow.shape[:2]
         y, x = np.mgrid[0:height, 0:width].astype(np.float32)
         where = x + flow[..., 0], y + flow[..., 1]
         nothing = np.zeros_like(maps[0])
         past = np.stack([cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys])
-        background = maps[0] + self._memory * trusted * (past[0] - maps[0])
+        background = maps[0] + self._memory * _ramp(agreement, _FOREGROUND_COSINE) * (past[0] - maps[0])
         # What is foreground may change quickly; which part it is, given that it is foreground, hardly ever does.
         # Weighted by how much foreground there was, so that new ground takes its part from the new frame.
-        share = self._part_memory * trusted
+        share = self._part_memory * _ramp(agreement, _PART_COSINE)
         joint = (1.0 - share) * maps[1:] + share * past[1:]
         joint *= (1.0 - background) / np.maximum(joint.sum(axis=0), 1e-6)
         return np.concatenate([background[None], joint]).astype(np.float32)
 
 
 def _agreement(rows: FloatArray, before: FloatArray, flow: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
-    """How well the descriptors fit the flow, in [0, 1] at the flow's size; 0 where it leaves the frame."""
+    """Cosine of each cell to the one the flow says it came from, at the flow's size; -1 from outside."""
     height, width = grid_hw
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     cells = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) * scale
@@ -141,12 +150,23 @@ def _agreement(rows: FloatArray, before: FloatArray, flow: FloatArray, grid_hw: 
     row = np.rint(y + cells[..., 1]).astype(int).ravel()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = before[row.clip(0, height - 1) * width + column.clip(0, width - 1)]
-    cosine = np.einsum("nc,nc->n", rows, source)
-    low, high = _FLOW_COSINE
-    trusted = np.where(inside, np.clip((cosine - low) / (high - low), 0.0, 1.0), 0.0).astype(np.float32)
-    return np.asarray(
-        cv2.resize(trusted.reshape(grid_hw), flow.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float32
-    )
+    # What all cells share says nothing about which is which.
+    center = before.mean(axis=0)
+    cosine = np.einsum("nc,nc->n", normalize_rows(rows - center), normalize_rows(source - center))
+    cosine = np.where(inside, cosine, -1.0).astype(np.float32).reshape(grid_hw)
+    return np.asarray(cv2.resize(cosine, flow.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _ramp(values: FloatArray, limits: tuple[float, float]) -> FloatArray:
+    """0 below the first limit, 1 above the second, linear between."""
+    return np.asarray(np.clip((values - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0), np.float32)
+
+
+def _settled(distances: FloatArray, foreground: FloatArray) -> FloatArray:
+    """Distances ``(P, h, w)`` averaged over the neighbouring foreground, so that single cells do not stand out."""
+    weight = np.asarray(foreground + 1e-3, np.float32)
+    total = cv2.GaussianBlur(weight, (0, 0), _PART_BLUR_CELLS)
+    return np.stack([cv2.GaussianBlur(d * weight, (0, 0), _PART_BLUR_CELLS) / total for d in distances])
 
 
 def make_part_map(
@@ -197,7 +217,8 @@ def make_part_map(
 
 def _soft_parts(logits: FloatArray, distances: FloatArray) -> FloatArray:
     """Probabilities ``(P + 1, h, w)`` of background and each part; they sum to 1."""
-    foreground = 1.0 / (1.0 + np.exp(-logits))
+    foreground = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
+    distances = _settled(distances, foreground)
     nearness = np.exp(-_PART_ODDS * (distances - distances.min(axis=0)))
     parts = foreground * nearness / nearness.sum(axis=0)
     return np.concatenate([1.0 - foreground[None], parts]).astype(np.float32)

@@ -36,7 +36,7 @@ def test_discriminant_learns_the_object_from_noisy_cues() -> None:
     rng = np.random.default_rng(0)
     frames = [scene(seed=s) for s in range(4)]
     rows = [r for r, _ in frames]
-    saliency = [np.where(m.ravel(), 3.0, 0.5).astype(np.float32) + rng.uniform(0, 2, m.size) for _, m in frames]
+    saliency = [(np.where(m.ravel(), 3.0, 0.5) + rng.uniform(0, 2, m.size)).astype(np.float32) for _, m in frames]
     still = [np.zeros(m.size, np.float32) for _, m in frames]
     learnt = fit_discriminant(rows, saliency, still)
     assert learnt is not None
