@@ -11,10 +11,10 @@ from stages.ops.kalman import MotionNoise
 class AssociationConfig(StrictModel):
     """How boxes become tracks. Every value's reason is in ``configs/tracking.yaml``."""
 
-    min_score: float = Field(0.1, ge=0)
-    sure_score: float = Field(0.6, ge=0)
-    birth_score: float = Field(0.6, ge=0)
-    confirm_score: float = Field(0.6, ge=0)
+    min_score: float = 0.1
+    sure_score: float = 0.6
+    birth_score: float = 0.6
+    confirm_score: float = 0.6
     confirm_hits: int = Field(2, ge=1)
     appearance_weight: float = Field(0.5, ge=0, le=1)
     widen: float = Field(0.6, ge=0, le=2)

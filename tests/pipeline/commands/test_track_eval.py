@@ -216,3 +216,15 @@ def test_tracking_yaml_spells_out_every_association_value() -> None:
     """Its reasons are the reference: a value that is missing there, or stale, would go unexplained."""
     written = yaml.safe_load(CONFIG.read_text())["track"]
     assert written == TrackConfig().model_dump(mode="json", exclude={"enabled"})
+
+
+def test_bench_roi_times_pooling_and_tracking(tmp_path: Path) -> None:
+    output = tmp_path / "roi.json"
+    arguments = ["bench", "roi", "--boxes", 5, "--height", 9, "--width", 12, "--channels", 8, "--frames", 3]
+    arguments += ["--tracked", 4, "--output", output, *TINY]
+    assert run_pipeline.main([str(argument) for argument in arguments]) == 0
+    report = json.loads(output.read_text())
+    assert set(report["roi_align"]) == {"1x1", "3x3", "7x7"}
+    assert report["frame"]["share"] == pytest.approx(
+        report["frame"]["track_seconds"] / report["frame"]["extract_seconds"]
+    )
