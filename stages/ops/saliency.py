@@ -9,10 +9,10 @@
 
 ``docs/features.md`` has the measured foreground IoU of all three.
 
-Differs from TokenCut: weights are the fifth powers of the positive cosines instead of a threshold with a floor; the
-keys of the layer before the last one instead of the last one's; of the second to fourth eigenvector the one that
-leaves the image border freest, because the second is often a cut between two kinds of background; and where the
-grid has more than 1024 cells, the graph is built on cells averaged together, which bounds its cost.
+Differs from TokenCut: weights are the fifth powers of the positive cosines instead of a threshold with a floor;
+the keys of the layer before the last one instead of the last one's; of the second to fourth eigenvector the one
+that leaves the image border freest, because the second is often a cut between two kinds of background; and where
+the grid has more than 1024 cells, the graph is built on cells averaged together, which bounds its cost.
 """
 
 from __future__ import annotations
