@@ -28,7 +28,7 @@ _SURE = 4.0
 # foreground is worse than a wrong part, so it asks for more.
 _FOREGROUND_COSINE = (0.5, 0.8)
 _PART_COSINE = (0.1, 0.4)
-_PART_BLUR_CELLS = 1.5
+_PART_BLUR_CELLS = 2.0
 _EIGHT = np.ones((3, 3), bool)
 
 
