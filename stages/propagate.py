@@ -111,7 +111,7 @@ class Propagator:
         self._memory = LabelMemory(
             config.context_frames, max_references=config.max_references, prefix_copies=config.prefix_copies
         )
-        self._window, self._reference_window = _windows(config)
+        self._window, self._reference_window = make_windows(config)
         self._last_discovery: int | None = None
         self._started_at: dict[int, int] = {}
         self._confidence: dict[int, array[float]] = {}
@@ -183,7 +183,8 @@ class Propagator:
             fine = torch.ones((1, *subdivided(grid, self.config.label_cells).grid_hw), device=descriptors.device)
             return _Carried(fine, np.zeros(grid.image_hw, np.uint8))
         windows = [self._reference_window] * len(self._memory.references)
-        windows += [self._recent_window(packet.index - memory.frame_index) for memory in self._memory.recent]
+        for memory in self._memory.recent:
+            windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         fine = self._propagate(descriptors, self._memory.entries(), windows)
         mask = self._decode(fine, packet.frame.image, grid)
         return _Carried(fine, mask, _confidence(fine))
@@ -201,14 +202,6 @@ class Propagator:
             max_bytes=self.config.max_bytes,
         ).labels
         return unpack_cells(packed, parts)
-
-    def _recent_window(self, frames_apart: int) -> Window:
-        """The window on a recent frame. Objects walk at random: the prior's variance grows with the time apart."""
-        sigma = self.config.prior_sigma_cells
-        if sigma is None:
-            return self._window
-        sigma *= max(frames_apart, 1) ** 0.5
-        return replace(self._window, prior_sigma_cells=sigma, prior_floor=self.config.prior_floor)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
         refine, stretch = self.config.refine, self.config.stretch
@@ -306,13 +299,22 @@ class Propagator:
             self.warnings.append(message)
 
 
-def _windows(config: PropagateConfig) -> tuple[Window, Window]:
+def make_windows(config: PropagateConfig) -> tuple[Window, Window]:
+    """The windows on recent frames and on references."""
     window = Window(
         config.radius_cells or None,
         "square" if config.window == "square" else "disc",
         inclusive=config.window == "disc_inclusive",
     )
     return window, window if config.window_on_references else Window(None)
+
+
+def at_distance(config: PropagateConfig, window: Window, frames_apart: int) -> Window:
+    """The window on a frame so far back: objects walk at random, so the prior's variance grows with time."""
+    if config.prior_sigma_cells is None:
+        return window
+    sigma = config.prior_sigma_cells * max(frames_apart, 1) ** 0.5
+    return replace(window, prior_sigma_cells=sigma, prior_floor=config.prior_floor)
 
 
 def _covering(grid: PatchGrid, maps: Tensor) -> PatchGrid:

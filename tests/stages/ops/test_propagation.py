@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.presets import load_preset
+from stages.decode import DecodeConfig, Decoder, probe
+from stages.extract import ExtractConfig, Extractor
 from stages.ops.propagation import Window, propagate_labels
+from stages.propagate import PropagateConfig, at_distance, make_windows
+
+PRESETS = Path(__file__).resolve().parents[3] / "configs" / "davis.yaml"
 
 
 def random_inputs(
@@ -92,6 +100,29 @@ def test_equals_the_naive_version(case: str, size: tuple[int, int]) -> None:
     )
     want = naive(target, contexts, labels, windows, top_k=top_k, temperature=temperature, keep_ties=ties)
     torch.testing.assert_close(got.labels, want, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def real_features(clip: Path) -> list[Tensor]:
+    """Tokens of four frames of the bundled clip from the bundled backbone, 6 x 10 cells."""
+    extract = ExtractConfig(facets=("token@11:norm",), short_side=84, device="cpu", saliency="none", cls="none")
+    decode = DecodeConfig(every=8, end_seconds=1.2)
+    frames = Decoder(decode, probe(clip, decode))()
+    packets = Extractor(extract)(itertools.islice(frames, 4))
+    return [F.normalize(packet.features.data, dim=0) for packet in packets if packet.features is not None]
+
+
+@pytest.mark.parametrize("preset", ["dino", "videowalk", "dinov3", "lift", "dino_stride_wide", "best"])
+def test_equals_the_naive_version_on_real_features(preset: str, real_features: list[Tensor]) -> None:
+    values = load_preset(PRESETS, preset)["propagate"]
+    config = PropagateConfig(**values | {"radius_cells": min(values["radius_cells"], 4)})
+    recent, reference = make_windows(config)
+    windows = [reference, *(at_distance(config, recent, frames) for frames in (2, 1))]
+    target, *contexts = real_features
+    _, _, labels = random_inputs((1, *target.shape[1:]), 3, 3)
+    settings: dict[str, Any] = {"top_k": config.top_k, "temperature": config.temperature, "keep_ties": config.keep_ties}
+    got = propagate_labels(target, contexts, labels, windows=windows, **settings).labels
+    torch.testing.assert_close(got, naive(target, contexts, labels, windows, **settings), atol=1e-5, rtol=0)
 
 
 def test_all_ties_at_the_threshold_vote() -> None:
