@@ -37,7 +37,7 @@ def lift_report(
     """CKA between scales for raw, bilinear and lifted features; self-similarity maps; parameters, FLOPs, times."""
     from pipeline.models.device import pick_device
     from pipeline.models.lift import write_whole
-    from pipeline.models.lift_data import list_images
+    from pipeline.models.lift_views import list_images
 
     target = pick_device(device)
     model, spec, loaded = _load(backbone, facet, lift, target)
@@ -84,7 +84,7 @@ def _pyramid(model: Backbone, path: Path) -> dict[int, Tensor]:
     import torch
 
     from pipeline.errors import MediaError
-    from pipeline.models.lift_data import Augmentation, make_scales, make_view
+    from pipeline.models.lift_views import Augmentation, make_scales, make_view
 
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:

@@ -64,8 +64,8 @@ def train_lift(
     from pipeline.models.backbone import load_backbone
     from pipeline.models.device import pick_device, pick_precision
     from pipeline.models.facets import FacetSpec
-    from pipeline.models.lift_data import ViewSettings
     from pipeline.models.lift_training import Trainer, TrainSettings
+    from pipeline.models.lift_views import ViewSettings
 
     target = pick_device(device)
     model = load_backbone(backbone, weights=weights, device=target)
@@ -100,6 +100,8 @@ def _check_options(output: Path, size: int, patch_px: int) -> None:
 
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output}: must end in .safetensors")
+    if size < 8 * patch_px:
+        raise ConfigError(f"--size {size} leaves one patch at a quarter of it; give at least {8 * patch_px}")
     if size % (4 * patch_px):
         nearest = max(1, round(size / (4 * patch_px))) * 4 * patch_px
         raise ConfigError(f"--size {size} is no multiple of 4 patches of {patch_px} px; nearest: {nearest}")
@@ -118,7 +120,8 @@ def _cached_features(
     """The cache with all views filled."""
     from tqdm import tqdm
 
-    from pipeline.models.lift_data import CacheKey, FeatureCache, hash_files, list_images
+    from pipeline.models.lift_data import CacheKey, FeatureCache, hash_files
+    from pipeline.models.lift_views import list_images
 
     files = list_images(images)
     key = CacheKey(model.name, str(spec), model.weights_sha256, hash_files(files), held_out, view_settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ def _run(config: ExtractConfig, backbone: Backbone) -> Packet:
 
 @pytest.mark.parametrize(("stride", "iterations"), [(14, 1), (14, 2), (7, 1)])
 def test_features_saliency_and_grid_double_together(lift_file: Path, stride: int, iterations: int) -> None:
-    common = {"facets": ("key@1", "token@1"), "short_side": 56, "device": "cpu"}
-    plain = _run(ExtractConfig(**common), _backbone(stride)).features  # type: ignore[arg-type]
-    config = ExtractConfig(**common, lift=str(lift_file), lift_iterations=iterations)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"facets": ("key@1", "token@1"), "short_side": 56, "device": "cpu"}
+    plain = _run(ExtractConfig(**common), _backbone(stride)).features
+    config = ExtractConfig(**common, lift=str(lift_file), lift_iterations=iterations)
     lifted = _run(config, _backbone(stride)).features
     assert plain is not None
     assert lifted is not None

@@ -13,19 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import MediaError, OutputError
-from pipeline.models.lift_data import (
+from pipeline.models.lift_data import CacheKey, FeatureCache, hash_files, split_held_out
+from pipeline.models.lift_training import Start, Trainer, TrainSettings, distance, evaluate
+from pipeline.models.lift_views import (
     Augmentation,
-    CacheKey,
-    FeatureCache,
     ViewSettings,
     draw_augmentation,
-    hash_files,
     list_images,
     make_scales,
     make_view,
-    split_held_out,
 )
-from pipeline.models.lift_training import Trainer, TrainSettings, distance, evaluate
 
 SETTINGS = TrainSettings(epochs=2, batch_size=3, learning_rate=3e-3, views=2, mirror=True)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -178,13 +175,16 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(images: Path, tmp_pat
         Trainer(SETTINGS, cache, patch_px=8, checkpoint=path)
 
 
-def test_training_beats_bilinear_on_features_that_follow_the_image(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("start", "learning_rate"), [("random", 1e-2), ("bilinear", 2e-3)])
+def test_training_beats_its_start_on_features_that_follow_the_image(
+    images: Path, tmp_path: Path, start: Start, learning_rate: float
+) -> None:
     cache = _filled(images, tmp_path)
-    settings = replace(SETTINGS, epochs=40, learning_rate=1e-2)
+    settings = replace(SETTINGS, epochs=25, learning_rate=learning_rate, start=start)
     trainer = Trainer(settings, cache, patch_px=8, checkpoint=tmp_path / "lift.pt")
     before = evaluate(trainer.model, cache, device=torch.device("cpu"))
     trainer.run(save_every=1000)
     after = trainer.history.epochs[-1]
     assert after["bilinear_1"] == pytest.approx(before["bilinear_1"])
-    assert after["lift_1"] > max(before["lift_1"], after["bilinear_1"])
+    assert after["lift_1"] > before["lift_1"]
     assert np.mean(trainer.history.losses[-10:]) < np.mean(trainer.history.losses[:10])
