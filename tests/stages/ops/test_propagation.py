@@ -120,7 +120,7 @@ def test_equals_the_naive_version_on_real_features(preset: str, real_features: l
     windows = [reference, *(at_distance(config, recent, frames) for frames in (2, 1))]
     target, *contexts = real_features
     _, _, labels = random_inputs((1, *target.shape[1:]), 3, 3)
-    settings: dict[str, Any] = {"top_k": config.top_k, "temperature": config.temperature, "keep_ties": config.keep_ties}
+    settings: dict[str, Any] = config.model_dump(include={"top_k", "temperature", "keep_ties"})
     got = propagate_labels(target, contexts, labels, windows=windows, **settings).labels
     torch.testing.assert_close(got, naive(target, contexts, labels, windows, **settings), atol=1e-5, rtol=0)
 
