@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipeline.config import StrictModel
 from pipeline.records import Features, Packet, PartMap
-from stages.ops.codebook import Codebook, Cues, FitOptions, ForegroundMethod, Observation, fit_codebook
+from stages.ops.codebook import Codebook, Cues, FitOptions, ForegroundMethod, Observation, fit_codebook, with_parts
 from stages.ops.cosegmentation import KmeansOptions, relative_saliency
 from stages.ops.drawing import PART_COLOURS
 from stages.ops.kmeans import normalize_rows
@@ -31,8 +31,10 @@ from stages.ops.motion import continuity, dense_flow, object_motion, small_gray
 from stages.ops.part_maps import PartNumbers, Refinement, TemporalMaps, make_part_map
 from stages.ops.reservoir import EvenReservoir
 from stages.ops.spool import PacketSpool
+from stages.ops.stillness import StillCells, find_still_cells
 
 _MAX_WARNINGS = 50
+_MIN_STILL_FRAMES = 8
 
 
 class CosegmentConfig(StrictModel):
@@ -60,6 +62,7 @@ class CosegmentConfig(StrictModel):
     break_frames: int = Field(3, ge=1)
     match_distance: float = Field(0.3, gt=0, le=4)
     min_component_share: float = Field(0.05, ge=0, le=1)
+    drop_still: bool = True
     foreground_memory: float = Field(0.6, ge=0, lt=1)
     part_memory: float = Field(0.97, ge=0, lt=1)
     refine: Refinement = "guided"
@@ -109,6 +112,7 @@ class Cosegmenter:
         self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
         self._previous: _Previous | None = None
+        self._still: StillCells | None = None
         self._misfits = 0
         self._fits: list[dict[str, Any]] = []
         self._parts: dict[int, dict[str, Any]] = {}
@@ -159,7 +163,7 @@ class Cosegmenter:
             before = None
             for number, packet in enumerate(spool):
                 if number == 0:
-                    self._fit(reservoir.items, packet.index, "whole video")
+                    self._fit(reservoir.items, packet.index, "whole video", _features_of(packet).grid.grid_hw)
                 gray = small_gray(packet.frame.image)
                 yield self._labelled(packet, observe(packet, gray, before))
                 before = gray
@@ -184,7 +188,7 @@ class Cosegmenter:
             return
         window = list(self._recent)[-len(waiting) :]
         self._memory.reset()
-        self._fit(window, waiting[0].index, reason)
+        self._fit(window, waiting[0].index, reason, _features_of(waiting[0]).grid.grid_hw)
         for packet, seen in zip(waiting, window, strict=True):
             yield self._labelled(packet, seen)
 
@@ -194,14 +198,31 @@ class Cosegmenter:
         misfit = self._codebook.error_of(seen.rows) > self.config.break_ratio
         self._misfits = self._misfits + 1 if misfit else 0
         if self._misfits >= self.config.break_frames:
-            self._fit(list(self._recent), packet.index, "change")
+            self._fit(list(self._recent), packet.index, "change", _features_of(packet).grid.grid_hw)
         labelled = self._labelled(packet, seen)
-        self._codebook = self._codebook.updated(seen, self.config.forgetting)
+        self._codebook = self._codebook.updated(seen, self.config.forgetting, background=self._background(seen))
         self._numbers.follow(self._codebook.parts)
         return labelled
 
-    def _fit(self, window: list[Observation], frame: int, reason: str) -> None:
-        codebook = fit_codebook(window, self._options)
+    def _without_still_cells(
+        self, codebook: Codebook, window: list[Observation], grid_hw: tuple[int, int], reason: str
+    ) -> Codebook:
+        """Parts without what never changes before a standing camera; looked for at the start of a shot."""
+        if reason not in ("start", "cut"):
+            return codebook
+        self._still = None
+        if not self.config.drop_still or codebook.is_empty or len(window) < _MIN_STILL_FRAMES:
+            return codebook
+        rows = np.stack([seen.rows for seen in window])
+        foreground = np.any([codebook.logits(frame) > 0 for frame in rows], axis=0).reshape(grid_hw)
+        self._still = find_still_cells(rows, foreground)
+        if not self._still.mask.any():
+            return codebook
+        moving = ~self._still.mask.ravel()
+        return with_parts(codebook, [frame[moving] for frame in rows], self._options)
+
+    def _fit(self, window: list[Observation], frame: int, reason: str, grid_hw: tuple[int, int]) -> None:
+        codebook = self._without_still_cells(fit_codebook(window, self._options), window, grid_hw, reason)
         self._codebook = codebook
         self._misfits = 0
         kept = self._numbers.assign(codebook.parts, codebook.spread)
@@ -236,9 +257,13 @@ class Cosegmenter:
             num_parts=self._numbers.highest,
             refine=self.config.refine,
             min_component_share=self.config.min_component_share,
+            background=self._background(seen),
         )
         self._count(packet.index, parts)
         return replace(packet, parts=parts)
+
+    def _background(self, seen: Observation) -> npt.NDArray[np.bool_] | None:
+        return None if self._still is None else self._still.now(seen.rows)
 
     def _count(self, frame: int, parts: PartMap) -> None:
         areas = np.bincount(parts.index_mask.ravel(), minlength=1)

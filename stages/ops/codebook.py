@@ -102,8 +102,10 @@ class Codebook:
         """How badly a frame fits, relative to the window; about 1 while nothing changes."""
         return float(assign(rows, self.clusters)[1].mean()) / max(self.fit_error, 1e-6)
 
-    def updated(self, seen: Observation, forgetting: float) -> Codebook:
-        """The codebook after one more frame."""
+    def updated(
+        self, seen: Observation, forgetting: float, *, background: npt.NDArray[np.bool_] | None = None
+    ) -> Codebook:
+        """The codebook after one more frame; parts learn nothing from cells known to be background."""
         labels, _ = assign(seen.rows, self.clusters)
         clusters, counts = minibatch_update(
             self.clusters, self.cluster_counts, seen.rows, labels, forgetting=forgetting
@@ -111,7 +113,8 @@ class Codebook:
         discriminant, parts, part_counts = self.discriminant, self.parts, self.part_counts
         if discriminant is not None and seen.motion_px is not None:
             discriminant = discriminant.updated(seen.rows, seen.saliency, seen.motion_px, forgetting)
-        inside = seen.rows[self.logits(seen.rows) > 0]
+        foreground = self.logits(seen.rows) > 0
+        inside = seen.rows[foreground if background is None else foreground & ~background.ravel()]
         if len(inside) and not self.is_empty:
             members, _ = assign(inside, parts)
             parts, part_counts = minibatch_update(parts, part_counts, inside, members, forgetting=forgetting)
@@ -154,10 +157,11 @@ def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
         float(distances.mean()),
         float(np.square(everything - everything.mean(axis=0)).sum(axis=1).mean()),
     )
-    return _with_parts(bare, rows, options)
+    return with_parts(bare, rows, options)
 
 
-def _with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) -> Codebook:
+def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) -> Codebook:
+    """The codebook with parts fitted on what it calls foreground among ``rows``, ``(N, C)`` a frame."""
     masks = [codebook.logits(frame) > 0 for frame in rows]
     if options.three_stage:
         parts = three_stage_parts(
@@ -166,7 +170,7 @@ def _with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions)
     else:
         parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
     if not len(parts):
-        return codebook
+        return replace(codebook, parts=codebook.parts[:0], part_counts=codebook.part_counts[:0])
     inside: IntArray = np.concatenate([assign(r[m], parts)[0] for r, m in zip(rows, masks, strict=True)])
     return replace(codebook, parts=parts, part_counts=np.bincount(inside, minlength=len(parts)).astype(np.float64))
 

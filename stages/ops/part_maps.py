@@ -180,6 +180,7 @@ def make_part_map(
     num_parts: int,
     refine: Refinement,
     min_component_share: float,
+    background: npt.NDArray[np.bool_] | None = None,
 ) -> PartMap:
     """The parts of one frame.
 
@@ -193,12 +194,15 @@ def make_part_map(
         num_parts: Largest number given so far.
         refine: How the cells' labels become pixels'.
         min_component_share: Connected pieces of foreground smaller than this share of the largest are dropped.
+        background: bool ``(h, w)``, cells known to be background whatever they look like.
     """
     if codebook.is_empty:
         memory.reset()
         nothing = np.zeros(grid.grid_hw, np.uint8)
         return PartMap(nothing, num_parts, np.zeros(image.shape[:2], np.uint8), nothing.astype(np.float32))
     logits = np.clip(codebook.logits(seen.rows), -_SURE, _SURE).reshape(grid.grid_hw)
+    if background is not None:
+        logits = np.where(background, -_SURE, logits)
     logits = np.where(_speckles(logits > 0, min_component_share), -_SURE, logits)
     distances = squared_distances(seen.rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw

@@ -8,6 +8,8 @@ says nothing).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -25,21 +27,48 @@ MIN_STILL_CELLS = 6
 """Smaller still patches inside the foreground are a moving object's calm middle."""
 
 
-def still_cells(rows: FloatArray, foreground: BoolArray) -> BoolArray:
+@dataclass(frozen=True, slots=True)
+class StillCells:
+    """Cells found still in a window, and what they looked like, to ask of later frames.
+
+    Attributes:
+        mask: bool ``(h, w)``, the still cells; all False where the cue says nothing.
+        centre: float32 ``(C,)``, what all cells of the window share.
+        looks: float32 ``(N, C)``, unit mean of each cell over the window, centred.
+    """
+
+    mask: BoolArray
+    centre: FloatArray
+    looks: FloatArray
+
+    def now(self, rows: FloatArray) -> BoolArray:
+        """The still cells that look in this frame, ``(N, C)``, as they did in the window: bool ``(h, w)``."""
+        distance = 1.0 - np.einsum("nc,nc->n", _unit(rows - self.centre), self.looks)
+        return np.asarray(self.mask & (distance.reshape(self.mask.shape) < 2 * CHANGE), dtype=bool)
+
+
+def find_still_cells(rows: FloatArray, foreground: BoolArray) -> StillCells:
     """Foreground cells whose descriptors never change over a window, before a standing camera.
 
     Args:
-        rows: float32 ``(T, N, C)``, descriptors of T frames on one grid, any scale; T of 8 or more says something.
-        foreground: bool ``(h, w)`` with ``h * w = N``: what is taken for foreground in the window's first frame.
+        rows: float32 ``(T, N, C)``, descriptors of T frames on one grid, any scale; T of 8 or more.
+        foreground: bool ``(h, w)`` with ``h * w = N``: what is foreground somewhere in the window.
 
     Returns:
-        bool ``(h, w)``: still patches of the foreground that reach its edge; all False where the cue says nothing.
+        Still patches of the foreground that reach its edge.
 
     >>> rows = np.random.default_rng(0).normal(size=(8, 16, 3)).astype(np.float32)
-    >>> still_cells(np.repeat(rows[:1], 8, axis=0), np.ones((4, 4), bool)).any()
-    np.False_
+    >>> bool(find_still_cells(np.repeat(rows[:1], 8, axis=0), np.ones((4, 4), bool)).mask.any())
+    False
     """
-    change = _change(rows).reshape(foreground.shape)
+    centre = np.asarray(rows.mean(axis=(0, 1)), np.float32)
+    unit = _unit(rows - centre)
+    looks = _unit(unit.mean(axis=0))
+    change = 1.0 - np.einsum("tnc,nc->tn", unit, looks).min(axis=0)
+    return StillCells(_still_patches(change.reshape(foreground.shape), foreground), centre, looks)
+
+
+def _still_patches(change: FloatArray, foreground: BoolArray) -> BoolArray:
     nothing = np.zeros(foreground.shape, bool)
     background = ~foreground
     if not foreground.any() or not background.any() or float(np.median(change[background])) >= CHANGE:
@@ -58,13 +87,5 @@ def still_cells(rows: FloatArray, foreground: BoolArray) -> BoolArray:
     return np.asarray(still, dtype=bool)
 
 
-def _change(rows: FloatArray) -> FloatArray:
-    """Largest cosine distance of each cell to its own mean over the window, float32 ``(N,)``.
-
-    What all cells of all frames share is taken out first: it makes everything look alike.
-    """
-    centred = rows - rows.mean(axis=(0, 1), keepdims=True)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
-    mean = unit.mean(axis=0)
-    mean /= np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
-    return np.asarray(1.0 - np.einsum("tnc,nc->tn", unit, mean).min(axis=0), np.float32)
+def _unit(rows: FloatArray) -> FloatArray:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), np.float32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.ops.stillness import still_cells
+from stages.ops.stillness import find_still_cells
 
 HEIGHT, WIDTH, CHANNELS, FRAMES = 8, 12, 16, 10
 
@@ -26,15 +26,15 @@ def scene(*, animal_moves: bool, camera_moves: bool) -> tuple[npt.NDArray[np.flo
 
 
 def test_the_rock_beside_a_moving_animal_is_still() -> None:
-    still = still_cells(*scene(animal_moves=True, camera_moves=False))
+    still = find_still_cells(*scene(animal_moves=True, camera_moves=False)).mask
     assert still[2:6, 1:4].all()
     assert not still[2:6, 5:9].any()
     assert not still[:2].any()
 
 
 def test_nothing_is_said_when_nothing_moves_or_the_camera_does() -> None:
-    assert not still_cells(*scene(animal_moves=False, camera_moves=False)).any()
-    assert not still_cells(*scene(animal_moves=True, camera_moves=True)).any()
+    assert not find_still_cells(*scene(animal_moves=False, camera_moves=False)).mask.any()
+    assert not find_still_cells(*scene(animal_moves=True, camera_moves=True)).mask.any()
 
 
 def test_the_calm_middle_of_a_moving_object_stays_foreground() -> None:
@@ -42,9 +42,20 @@ def test_the_calm_middle_of_a_moving_object_stays_foreground() -> None:
     frames = rows.reshape(FRAMES, HEIGHT, WIDTH, CHANNELS)
     frames[:, 2:6, 1:5] = np.random.default_rng(1).normal(size=(FRAMES, 4, 4, CHANNELS))
     frames[:, 3:5, 4:6] = frames[:1, 3:5, 4:6]
-    assert not still_cells(rows, foreground).any()
+    assert not find_still_cells(rows, foreground).mask.any()
 
 
 def test_no_foreground_gives_nothing() -> None:
     rows, foreground = scene(animal_moves=True, camera_moves=False)
-    assert not still_cells(rows, np.zeros_like(foreground)).any()
+    assert not find_still_cells(rows, np.zeros_like(foreground)).mask.any()
+
+
+def test_a_still_cell_is_released_while_something_stands_before_it() -> None:
+    rows, foreground = scene(animal_moves=True, camera_moves=False)
+    found = find_still_cells(rows, foreground)
+    assert found.now(rows[3])[2:6, 1:4].all()
+    covered = rows[3].reshape(HEIGHT, WIDTH, CHANNELS).copy()
+    covered[3, 2] = np.random.default_rng(5).normal(size=CHANNELS)
+    now = found.now(covered.reshape(-1, CHANNELS))
+    assert not now[3, 2]
+    assert now[2, 2]
