@@ -68,7 +68,7 @@ def repair(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
     """Mend the defective tokens of a ViT (SINDER): moves its singular values, writes new weights."""
-    from pipeline.models.lift_data import list_images
+    from pipeline.models.lift_views import list_images
     from pipeline.models.repair import RepairSettings
 
     _check(output, size=size, fit=fit, kernel=kernel, survey=survey, iterations=iterations, overwrite=overwrite)

@@ -29,7 +29,7 @@ def test_records_are_frozen() -> None:
     "make",
     [
         lambda: Frame(np.zeros((4, 4), np.uint8), 0, 0.0),
-        lambda: Frame(np.zeros((4, 4, 3), np.float32), 0, 0.0),  # type: ignore[arg-type]
+        lambda: Frame(np.zeros((4, 4, 3), np.float32), 0, 0.0),
         lambda: Frame(np.zeros((4, 4, 3), np.uint8), -1, 0.0),
         lambda: Features(torch.zeros(8, 3, 3), GRID),
         lambda: Features(torch.zeros(8, 2, 3), GRID, saliency=torch.zeros(3, 3)),

@@ -36,7 +36,7 @@ def test_regions_are_tinted_in_their_colour_and_the_rest_is_untouched() -> None:
 def test_the_input_frame_is_never_drawn_on() -> None:
     for layout in ("overlay", "grid"):
         given = packet()
-        list(Annotator(AnnotateConfig(layout=layout))([given]))  # type: ignore[arg-type]
+        list(Annotator(AnnotateConfig(layout=layout))([given]))
         assert (given.frame.image == 100).all()
 
 
@@ -50,7 +50,7 @@ def test_a_box_has_its_objects_colour() -> None:
 @pytest.mark.parametrize("layout", ["overlay", "grid"])
 def test_every_layout_keeps_the_frames_size(layout: str, size: tuple[int, int]) -> None:
     given = Packet(Frame(np.zeros((*size, 3), np.uint8), 0, 0.0), tracks=(Track(1, (1.0, 1.0, 30.0, 30.0), 1.0),))
-    (drawn,) = Annotator(AnnotateConfig(layout=layout))([given])  # type: ignore[arg-type]
+    (drawn,) = Annotator(AnnotateConfig(layout=layout))([given])
     assert drawn.annotated is not None
     assert drawn.annotated.shape == (*size, 3)
     assert drawn.annotated.any()
