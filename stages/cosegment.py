@@ -23,7 +23,15 @@ from pydantic import Field
 
 from pipeline.config import StrictModel
 from pipeline.records import Features, Packet, PartMap
-from stages.ops.codebook import Codebook, Cues, FitOptions, ForegroundMethod, Observation, fit_codebook, with_parts
+from stages.ops.codebook import (
+    Codebook,
+    Cues,
+    FitOptions,
+    ForegroundMethod,
+    Observation,
+    fit_codebook,
+    without_background,
+)
 from stages.ops.cosegmentation import KmeansOptions, relative_saliency
 from stages.ops.drawing import PART_COLOURS
 from stages.ops.kmeans import normalize_rows
@@ -31,7 +39,7 @@ from stages.ops.motion import continuity, dense_flow, object_motion, small_gray
 from stages.ops.part_maps import PartNumbers, Refinement, TemporalMaps, make_part_map
 from stages.ops.reservoir import EvenReservoir
 from stages.ops.spool import PacketSpool
-from stages.ops.stillness import StillCells, find_still_cells
+from stages.ops.stillness import StillRegion, find_still_cells
 
 _MAX_WARNINGS = 50
 _MIN_STILL_FRAMES = 8
@@ -45,7 +53,7 @@ class CosegmentConfig(StrictModel):
     warmup_frames: int = Field(16, ge=1, le=256)
     foreground: ForegroundMethod = "discriminant"
     cues: Cues = "both"
-    num_parts: int | None = Field(4, ge=1, le=64)
+    num_parts: int | None = Field(3, ge=1, le=64)
     three_stage: bool = False
     part_elbow: float = Field(0.94, gt=0, le=1)
     max_clusters: int = Field(14, ge=2, le=64)
@@ -112,7 +120,7 @@ class Cosegmenter:
         self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
         self._previous: _Previous | None = None
-        self._still: StillCells | None = None
+        self._still: StillRegion | None = None
         self._misfits = 0
         self._fits: list[dict[str, Any]] = []
         self._parts: dict[int, dict[str, Any]] = {}
@@ -189,8 +197,9 @@ class Cosegmenter:
         window = list(self._recent)[-len(waiting) :]
         self._memory.reset()
         self._fit(window, waiting[0].index, reason, _features_of(waiting[0]).grid.grid_hw)
+        background = None if self._still is None else self._still.cells()
         for packet, seen in zip(waiting, window, strict=True):
-            yield self._labelled(packet, seen)
+            yield self._labelled(packet, seen, background)
 
     def _follow(self, packet: Packet, seen: Observation) -> Packet:
         """Label a later frame of a shot, then learn from it; or fit anew when too many did not fit."""
@@ -199,31 +208,37 @@ class Cosegmenter:
         self._misfits = self._misfits + 1 if misfit else 0
         if self._misfits >= self.config.break_frames:
             self._fit(list(self._recent), packet.index, "change", _features_of(packet).grid.grid_hw)
-        labelled = self._labelled(packet, seen)
-        self._codebook = self._codebook.updated(seen, self.config.forgetting, background=self._background(seen))
+        background = None if self._still is None else self._still.follow(seen.flow, seen.motion_px)
+        labelled = self._labelled(packet, seen, background)
+        self._codebook = self._codebook.updated(
+            seen, self.config.forgetting, background=None if background is None else background.ravel()
+        )
         self._numbers.follow(self._codebook.parts)
         return labelled
 
-    def _without_still_cells(
-        self, codebook: Codebook, window: list[Observation], grid_hw: tuple[int, int], reason: str
-    ) -> Codebook:
-        """Parts without what never changes before a standing camera; looked for at the start of a shot."""
-        if reason not in ("start", "cut"):
-            return codebook
+    def _drop_still_cells(self, window: list[Observation], grid_hw: tuple[int, int]) -> None:
+        """Fit the parts again without what never moves while the rest does."""
+        assert self._codebook is not None
         self._still = None
-        if not self.config.drop_still or codebook.is_empty or len(window) < _MIN_STILL_FRAMES:
-            return codebook
-        rows = np.stack([seen.rows for seen in window])
-        foreground = np.any([codebook.logits(frame) > 0 for frame in rows], axis=0).reshape(grid_hw)
-        self._still = find_still_cells(rows, foreground)
-        if not self._still.mask.any():
-            return codebook
-        moving = ~self._still.mask.ravel()
-        return with_parts(codebook, [frame[moving] for frame in rows], self._options)
+        gray = window[-1].gray
+        if (
+            not self.config.drop_still
+            or self._codebook.is_empty
+            or gray is None
+            or len(window) < _MIN_STILL_FRAMES
+        ):
+            return
+        foreground = np.any([self._codebook.logits(seen.rows) > 0 for seen in window], axis=0).reshape(grid_hw)
+        still = find_still_cells([seen.motion_px for seen in window], [seen.flow for seen in window], foreground)
+        if still.any():
+            self._still = StillRegion(still, gray.shape)
+            self._codebook = without_background(self._codebook, window, still.ravel(), self._options)
 
     def _fit(self, window: list[Observation], frame: int, reason: str, grid_hw: tuple[int, int]) -> None:
-        codebook = self._without_still_cells(fit_codebook(window, self._options), window, grid_hw, reason)
-        self._codebook = codebook
+        self._codebook = fit_codebook(window, self._options)
+        if reason in ("start", "cut"):
+            self._drop_still_cells(window, grid_hw)
+        codebook = self._codebook
         self._misfits = 0
         kept = self._numbers.assign(codebook.parts, codebook.spread)
         self._fits.append(
@@ -245,7 +260,9 @@ class Cosegmenter:
         if line not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
             self.warnings.append(line)
 
-    def _labelled(self, packet: Packet, seen: Observation) -> Packet:
+    def _labelled(
+        self, packet: Packet, seen: Observation, background: npt.NDArray[np.bool_] | None = None
+    ) -> Packet:
         assert self._codebook is not None
         parts = make_part_map(
             packet.frame.image,
@@ -257,13 +274,10 @@ class Cosegmenter:
             num_parts=self._numbers.highest,
             refine=self.config.refine,
             min_component_share=self.config.min_component_share,
-            background=self._background(seen),
+            background=background,
         )
         self._count(packet.index, parts)
         return replace(packet, parts=parts)
-
-    def _background(self, seen: Observation) -> npt.NDArray[np.bool_] | None:
-        return None if self._still is None else self._still.now(seen.rows)
 
     def _count(self, frame: int, parts: PartMap) -> None:
         areas = np.bincount(parts.index_mask.ravel(), minlength=1)

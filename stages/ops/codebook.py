@@ -28,6 +28,8 @@ Cues = Literal["both", "saliency", "motion"]
 
 # The clusters only measure how well the codebook fits where the discriminant finds the foreground: few rounds do.
 _MONITOR_ROUNDS = 20
+# Passes over the window in which the discriminant learns what is known to be background.
+_CORRECTION_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +107,18 @@ class Codebook:
     def updated(
         self, seen: Observation, forgetting: float, *, background: npt.NDArray[np.bool_] | None = None
     ) -> Codebook:
-        """The codebook after one more frame; parts learn nothing from cells known to be background."""
+        """The codebook after one more frame; cells known to be background, ``(N,)``, are learnt as such."""
         labels, _ = assign(seen.rows, self.clusters)
         clusters, counts = minibatch_update(
             self.clusters, self.cluster_counts, seen.rows, labels, forgetting=forgetting
         )
         discriminant, parts, part_counts = self.discriminant, self.parts, self.part_counts
         if discriminant is not None and seen.motion_px is not None:
-            discriminant = discriminant.updated(seen.rows, seen.saliency, seen.motion_px, forgetting)
+            discriminant = discriminant.updated(
+                seen.rows, seen.saliency, seen.motion_px, forgetting, background=background
+            )
         foreground = self.logits(seen.rows) > 0
-        inside = seen.rows[foreground if background is None else foreground & ~background.ravel()]
+        inside = seen.rows[foreground if background is None else foreground & ~background]
         if len(inside) and not self.is_empty:
             members, _ = assign(inside, parts)
             parts, part_counts = minibatch_update(parts, part_counts, inside, members, forgetting=forgetting)
@@ -173,6 +177,23 @@ def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) 
         return replace(codebook, parts=codebook.parts[:0], part_counts=codebook.part_counts[:0])
     inside: IntArray = np.concatenate([assign(r[m], parts)[0] for r, m in zip(rows, masks, strict=True)])
     return replace(codebook, parts=parts, part_counts=np.bincount(inside, minlength=len(parts)).astype(np.float64))
+
+
+def without_background(
+    codebook: Codebook, window: list[Observation], background: npt.NDArray[np.bool_], options: FitOptions
+) -> Codebook:
+    """The codebook of a window, once some cells of all its frames, bool ``(N,)``, are known to be background."""
+    discriminant = codebook.discriminant
+    for _ in range(_CORRECTION_ROUNDS if discriminant is not None else 0):
+        assert discriminant is not None
+        discriminant = discriminant.updated(
+            np.concatenate([seen.rows for seen in window]),
+            np.concatenate([seen.saliency for seen in window]),
+            np.concatenate(_motion_of(window)),
+            0.0,
+            background=np.tile(background, len(window)),
+        )
+    return with_parts(replace(codebook, discriminant=discriminant), [s.rows[~background] for s in window], options)
 
 
 def _monitor_clusters(rows: list[FloatArray], kmeans: KmeansOptions) -> FloatArray:

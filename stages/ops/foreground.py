@@ -132,11 +132,29 @@ class Discriminant:
         direction = self.basis @ self.weights
         return np.asarray(rows @ direction + (self.bias - float(self.mean @ direction)), np.float32)
 
-    def updated(self, rows: FloatArray, saliency: FloatArray, motion_px: FloatArray, keep: float) -> Discriminant:
-        """The discriminant after one more frame, earlier ones forgotten by ``keep``."""
+    def updated(
+        self,
+        rows: FloatArray,
+        saliency: FloatArray,
+        motion_px: FloatArray,
+        keep: float,
+        *,
+        background: npt.NDArray[np.bool_] | None = None,
+    ) -> Discriminant:
+        """The discriminant after more cells, earlier ones forgotten by ``keep``.
+
+        Args:
+            rows: float32 ``(N, C)``, unit descriptors.
+            saliency: ``(N,)``, relative to the frame's mean.
+            motion_px: ``(N,)``, motion against the camera.
+            keep: Share of what was learnt before, 0 to 1.
+            background: bool ``(N,)``, cells known to be background.
+        """
         points = np.asarray((rows - self.mean) @ self.basis, np.float32)
         cues = self.scale.combine(log_saliency(saliency), moving_evidence(motion_px))
         labels = _logistic(points @ self.weights + self.bias + _PRIOR_WEIGHT * cues)
+        if background is not None:
+            labels = np.where(background, np.float32(0.0), labels)
         moments = self.moments.blend(Moments.of(points, labels), keep)
         weights, bias = moments.discriminant(self.ridge)
         return Discriminant(self.mean, self.basis, weights, bias, self.ridge, self.scale, moments)

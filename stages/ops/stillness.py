@@ -1,15 +1,17 @@
-"""What never changes before a camera that stands still is no object.
+"""What never moves while everything around it does is no object.
 
-A salient rock beside a moving animal looks like part of it in one frame; over a second of video its features stay
-what they were while the animal's do not. The cue speaks only where it can be trusted: the camera stands still
-(most of the background keeps its features) and the foreground as a whole does not (a scene in which nothing moves
-says nothing).
+A salient rock beside a moving animal looks like part of it in one frame; over a second of video the animal moves
+against the camera and the rock does not. The cue speaks only where it can be trusted: the camera stands still or
+drifts slowly, and the foreground as a whole moves (a scene in which nothing moves says nothing). It is found on
+the first frames of a shot and then carried along the optical flow, so that it stays with the rock while the camera
+drifts, and is lost where something passes in front.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -17,75 +19,84 @@ from scipy import ndimage
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
-CHANGE = 0.05
-"""Cosine distance to the window's mean above which a cell has changed; compression noise stays below 0.03."""
+MOVED_PX = 0.5
+"""Motion against the camera (pixels of the small frame, 240 high) that a still thing never shows."""
+
+MAX_DRIFT_SHARE = 0.03
+"""Of the frame's short side: how far the camera may have moved over the window."""
 
 MIN_MOVING_SHARE = 0.3
-"""Share of the foreground that must change for the rest of it to be called still."""
+"""Share of the foreground that must move for the rest of it to be called still."""
 
-MIN_STILL_CELLS = 6
-"""Smaller still patches inside the foreground are a moving object's calm middle."""
-
-
-@dataclass(frozen=True, slots=True)
-class StillCells:
-    """Cells found still in a window, and what they looked like, to ask of later frames.
-
-    Attributes:
-        mask: bool ``(h, w)``, the still cells; all False where the cue says nothing.
-        centre: float32 ``(C,)``, what all cells of the window share.
-        looks: float32 ``(N, C)``, unit mean of each cell over the window, centred.
-    """
-
-    mask: BoolArray
-    centre: FloatArray
-    looks: FloatArray
-
-    def now(self, rows: FloatArray) -> BoolArray:
-        """The still cells that look in this frame, ``(N, C)``, as they did in the window: bool ``(h, w)``."""
-        distance = 1.0 - np.einsum("nc,nc->n", _unit(rows - self.centre), self.looks)
-        return np.asarray(self.mask & (distance.reshape(self.mask.shape) < 2 * CHANGE), dtype=bool)
+MIN_PATCH_SHARE = 0.02
+"""Still patches smaller than this share of the foreground are a moving object's calm middle."""
 
 
-def find_still_cells(rows: FloatArray, foreground: BoolArray) -> StillCells:
-    """Foreground cells whose descriptors never change over a window, before a standing camera.
+def find_still_cells(
+    motions: Sequence[FloatArray | None], flows: Sequence[FloatArray | None], foreground: BoolArray
+) -> BoolArray:
+    """Foreground cells that never move against the camera over a window.
 
     Args:
-        rows: float32 ``(T, N, C)``, descriptors of T frames on one grid, any scale; T of 8 or more.
-        foreground: bool ``(h, w)`` with ``h * w = N``: what is foreground somewhere in the window.
+        motions: float32 ``(h * w,)`` a frame, pixels; None for a shot's first frame.
+        flows: float32 ``(H', W', 2)`` a frame, to the frame before; None for a shot's first frame.
+        foreground: bool ``(h, w)``, what is foreground somewhere in the window.
 
     Returns:
-        Still patches of the foreground that reach its edge.
-
-    >>> rows = np.random.default_rng(0).normal(size=(8, 16, 3)).astype(np.float32)
-    >>> bool(find_still_cells(np.repeat(rows[:1], 8, axis=0), np.ones((4, 4), bool)).mask.any())
-    False
+        bool ``(h, w)``: still patches of the foreground that reach its edge; none where the cue says nothing.
     """
-    centre = np.asarray(rows.mean(axis=(0, 1)), np.float32)
-    unit = _unit(rows - centre)
-    looks = _unit(unit.mean(axis=0))
-    change = 1.0 - np.einsum("tnc,nc->tn", unit, looks).min(axis=0)
-    return StillCells(_still_patches(change.reshape(foreground.shape), foreground), centre, looks)
-
-
-def _still_patches(change: FloatArray, foreground: BoolArray) -> BoolArray:
     nothing = np.zeros(foreground.shape, bool)
-    background = ~foreground
-    if not foreground.any() or not background.any() or float(np.median(change[background])) >= CHANGE:
+    known = [motion for motion in motions if motion is not None]
+    drifts = [flow for flow in flows if flow is not None]
+    if not known or not drifts or not foreground.any() or foreground.all():
         return nothing
-    if float(np.mean(change[foreground] >= CHANGE)) < MIN_MOVING_SHARE:
+    drift_px = float(np.linalg.norm(sum(np.median(flow, axis=(0, 1)) for flow in drifts)))
+    if drift_px > MAX_DRIFT_SHARE * min(drifts[0].shape[:2]):
         return nothing
-    # A cell beside one that moves is likely its border: its own patch sees only part of the motion.
-    moving = ndimage.binary_dilation(change >= 2 * CHANGE) | (change >= CHANGE)
-    still = foreground & ~moving
+    most = np.max(known, axis=0).reshape(foreground.shape)
+    if float(np.median(most[~foreground])) >= MOVED_PX or np.mean(most[foreground] >= MOVED_PX) < MIN_MOVING_SHARE:
+        return nothing
+    return _patches_at_the_edge(foreground & (most < MOVED_PX), foreground)
+
+
+def _patches_at_the_edge(still: BoolArray, foreground: BoolArray) -> BoolArray:
     patches, count = ndimage.label(still)
-    at_the_edge = ndimage.binary_dilation(background)
+    edge = ndimage.binary_dilation(~foreground)
     for label in range(1, count + 1):
         patch = patches == label
-        if patch.sum() < MIN_STILL_CELLS or not (patch & at_the_edge).any():
-            still[patch] = False
-    return np.asarray(still, dtype=bool)
+        if patch.sum() < MIN_PATCH_SHARE * foreground.sum() or not (patch & edge).any():
+            still = still & ~patch
+    return np.asarray(still, bool)
 
 
-def _unit(rows: FloatArray) -> FloatArray:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), np.float32)
+class StillRegion:
+    """Still cells, carried from frame to frame."""
+
+    def __init__(self, cells: BoolArray, small_hw: tuple[int, int]) -> None:
+        """Start with ``cells``, bool ``(h, w)``, and carry them at the size of the flow, ``(H', W')``."""
+        self._grid_hw = cells.shape
+        self._map = cv2.resize(cells.astype(np.float32), small_hw[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def cells(self) -> BoolArray:
+        """The region on the grid, bool ``(h, w)``."""
+        height, width = self._grid_hw
+        return np.asarray(cv2.resize(self._map, (width, height), interpolation=cv2.INTER_AREA) > 0.5, bool)
+
+    def follow(self, flow: FloatArray | None, motion_px: FloatArray | None) -> BoolArray:
+        """Carry the region one frame on; what moves now is not still any more.
+
+        Args:
+            flow: float32 ``(H', W', 2)`` to the frame before.
+            motion_px: float32 ``(h * w,)``, motion against the camera.
+
+        Returns:
+            bool ``(h, w)``, see :meth:`cells`.
+        """
+        if flow is not None and motion_px is not None:
+            y, x = np.mgrid[0 : flow.shape[0], 0 : flow.shape[1]].astype(np.float32)
+            carried = cv2.remap(self._map, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
+            moving = cv2.resize(
+                motion_px.reshape(self._grid_hw), flow.shape[1::-1], interpolation=cv2.INTER_LINEAR
+            )
+            self._map = np.where(moving < 2 * MOVED_PX, carried, 0.0).astype(np.float32)
+        return self.cells()

@@ -334,3 +334,21 @@ def test_augmentations_do_not_come_back() -> None:
     images = make_set(2)
     copies = [SetImage(i.image, i.grid, i.rows, i.saliency, i.cls, original=False) for i in images]
     assert len(cosegment_images([images[0], *copies, images[1]], SetOptions(OPTIONS, num_parts=2, crf=False))) == 2
+
+
+def test_the_discriminant_learns_what_is_known_to_be_background() -> None:
+    """Two clusters look salient; told that one of them is background, only the other stays foreground."""
+    random = np.random.default_rng(3)
+    axes = np.eye(8, dtype=np.float32)
+    kinds = np.repeat([0, 1, 2], [300, 40, 40])
+    rows = normalize_rows((axes[kinds] + 0.1 * random.normal(size=(380, 8))).astype(np.float32))
+    saliency = np.where(kinds > 0, 4.0, 0.5).astype(np.float32)
+    motion = np.zeros(380, np.float32)
+    learnt = fit_discriminant([rows], [saliency], [motion])
+    assert learnt is not None
+    assert (learnt.logits(rows)[kinds == 1] > 0).all()
+    assert (learnt.logits(rows)[kinds == 2] > 0).all()
+    for _ in range(4):
+        learnt = learnt.updated(rows, saliency, motion, 0.0, background=kinds == 2)
+    assert (learnt.logits(rows)[kinds == 1] > 0).all()
+    assert not (learnt.logits(rows)[kinds != 1] > 0).any()
