@@ -23,7 +23,7 @@ from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
 from pipeline.formats.masks import object_ids
 from pipeline.records import Features, LabelMap, Packet, PatchGrid
-from stages.ops.discovery import new_objects
+from stages.ops.discovery import find_objects
 from stages.ops.label_maps import (
     Sampling,
     Stretch,
@@ -39,6 +39,8 @@ from stages.ops.propagation import Window, propagate_labels
 
 IndexMask = npt.NDArray[np.uint8]
 MAX_WARNINGS = 50
+FOUND_REFERENCES = 2
+"""Frames with found masks that are kept: the first, and the latest, which is the better one."""
 
 
 class RefineConfig(StrictModel):
@@ -72,7 +74,7 @@ class PropagateConfig(StrictModel):
     object_weight: float = Field(1.0, gt=0)
     upsample_factor: int | None = Field(None, ge=1)
     refine: RefineConfig = RefineConfig()
-    discover_every: int = Field(0, ge=0)
+    discover_every: int = Field(12, ge=0)
     max_bytes: int = Field(256 * 2**20, ge=2**20)
 
 
@@ -108,8 +110,9 @@ class Propagator:
         self.warnings: list[str] = []
         self._masks = masks
         self._objects = _Objects()
+        references = config.max_references if masks is not None else min(config.max_references, FOUND_REFERENCES)
         self._memory = LabelMemory(
-            config.context_frames, max_references=config.max_references, prefix_copies=config.prefix_copies
+            config.context_frames, max_references=references, prefix_copies=config.prefix_copies
         )
         self._window, self._reference_window = make_windows(config)
         self._last_discovery: int | None = None
@@ -254,7 +257,7 @@ class Propagator:
         reference = Memory(index, descriptors, fine, channels)
         self._back_fill(reference)
         dropped = self._memory.add_reference(reference)
-        if dropped is not None:
+        if dropped is not None and self._masks is not None:
             limit = self.config.max_references
             self._warn(f"frame {index}: more than {limit} given masks; forgot that of frame {dropped}")
         mask = np.where(np.isin(carried.index_mask, ids), np.uint8(0), carried.index_mask)
@@ -283,13 +286,16 @@ class Propagator:
         self._memory.replace_all(tuple(changed))
 
     def _discover(self, packet: Packet, carried: _Carried) -> IndexMask | None:
-        """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames."""
+        """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames.
+
+        Later looks find new objects and correct the masks of those found before.
+        """
         every = self.config.discover_every
         due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
         if packet.parts is None or packet.features is None or not due:
             return None
         next_id = max(self._objects.ids, default=0) + 1
-        fresh = new_objects(packet.parts, packet.features, carried.index_mask, next_id)
+        fresh = find_objects(packet.parts, packet.features, carried.index_mask, next_id)
         if fresh is not None or self._last_discovery is not None:
             self._last_discovery = packet.index
         return fresh

@@ -28,7 +28,7 @@ def bench_propagation(
     Each is measured in a process of its own. Memory is what the call adds at its peak to what the inputs hold;
     the dense version's mask is made before, and neither timed nor counted.
     """
-    from pipeline.evaluation.propagation_bench import Setting, compare, stream_memory
+    from pipeline.commands.propagation_measures import Setting, compare, stream_memory
     from pipeline.run_report import write_json
 
     setting = Setting(height, width, contexts, channels, labels, radius, top_k, repeats, device)

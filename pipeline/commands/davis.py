@@ -42,9 +42,9 @@ def davis(
 
     A run that was interrupted goes on behind the last finished sequence.
     """
+    from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
     from pipeline.config import load_config, parse_overrides
     from pipeline.evaluation.davis import score_results
-    from pipeline.evaluation.davis_run import davis_config, run_sequences, summarize_timing
     from pipeline.flow import FlowConfig
     from pipeline.presets import load_preset
     from pipeline.run_report import versions, write_json

@@ -38,6 +38,7 @@ def train_lift(
     batch_size: Annotated[int, typer.Option(min=1, help="Views a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Adam's; the reference has 1e-3.")] = 3e-4,
     schedule: Annotated[Literal["cosine", "constant"], typer.Option(help="Of the learning rate.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's; 0 is Adam.")] = 0.0,
     loss: Annotated[
         Literal["cosine", "l1", "l2"], typer.Option(help="Distance to the finer features.")
     ] = "cosine",
@@ -80,6 +81,7 @@ def train_lift(
         batch_size=batch_size,
         learning_rate=learning_rate,
         schedule=schedule,
+        weight_decay=weight_decay,
         loss=loss,
         views=views,
         mirror=mirror,

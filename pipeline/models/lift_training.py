@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,21 +26,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import OutputError
 from pipeline.models.lift import write_whole
 from pipeline.models.lift_data import Batch, FeatureCache
 from pipeline.models.lift_network import Lift
 from pipeline.models.lift_start import start_as_bilinear
+from pipeline.models.lift_statistics import LEVELS, evaluate, hold_batch_norms, match_norms, settle_batch_norms
 
 Loss = Literal["cosine", "l1", "l2"]
 Schedule = Literal["cosine", "constant"]
 Start = Literal["bilinear", "random"]
 START_SAMPLES = 200
 WARM_UP_STEPS = 40
-LEVELS = (1, 2)
-"""The scales that are lifted: a half to the whole, a quarter to a half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,7 @@ class TrainSettings:
         batch_size: Views a step.
         learning_rate: Of Adam, at the start.
         schedule: "cosine" rises for a moment and falls to zero at the last step, "constant" stays (the reference).
+        weight_decay: Share of the weights lost per unit of learning rate and step (AdamW); 0 is Adam.
         loss: Distance to the target.
         views: Number of cached views of each image to use.
         mirror: Mirror cached views and features with probability 1/2.
@@ -65,6 +65,7 @@ class TrainSettings:
     batch_size: int = 32
     learning_rate: float = 3e-4
     schedule: Schedule = "cosine"
+    weight_decay: float = 0.0
     loss: Loss = "cosine"
     views: int = 1
     mirror: bool = False
@@ -97,65 +98,6 @@ def distance(lifted: Tensor, target: Tensor, kind: Loss) -> Tensor:
     if kind == "l2":
         return (lifted - target).square().mean()
     return 1 - F.cosine_similarity(lifted, target, dim=1).mean()
-
-
-def mean_cosine(found: Tensor, target: Tensor) -> float:
-    """Mean cosine similarity over the cells of two ``(B, C, h, w)`` maps."""
-    return float(F.cosine_similarity(found.float(), target, dim=1).mean())
-
-
-@torch.inference_mode()
-def evaluate(model: Lift, cache: FeatureCache, *, device: torch.device, bf16: bool = False) -> dict[str, float]:
-    """Cosine to the true features at double resolution on the held-out images.
-
-    Returns:
-        ``lift_1`` and ``bilinear_1`` for the half to the whole scale, ``lift_2`` and ``bilinear_2`` for the
-        quarter to the half, ``lift_twice`` and ``bilinear_twice`` for the quarter to the whole; means over cells.
-    """
-    model.eval()
-    totals: dict[str, list[float]] = {}
-    for sample in cache.held_out_samples():
-        batch = cache.batch([sample], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            lifted = {level: model(batch.images[level - 1], batch.features[level]).float() for level in LEVELS}
-            twice = model(batch.images[1], batch.features[2], iterations=2).float()
-        for level in LEVELS:
-            target = batch.features[level - 1]
-            totals.setdefault(f"lift_{level}", []).append(mean_cosine(lifted[level], target))
-            totals.setdefault(f"bilinear_{level}", []).append(
-                mean_cosine(_bilinear(batch.features[level], 2), target)
-            )
-        totals.setdefault("lift_twice", []).append(mean_cosine(twice, batch.features[0]))
-        bilinear = _bilinear(batch.features[2], 4)
-        totals.setdefault("bilinear_twice", []).append(mean_cosine(bilinear, batch.features[0]))
-    return {name: sum(values) / len(values) for name, values in sorted(totals.items())}
-
-
-def _bilinear(maps: Tensor, factor: int) -> Tensor:
-    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
-
-
-@torch.no_grad()
-def settle_batch_norms(model: Lift, batches: Iterable[Batch]) -> None:
-    """Set the batch norms' statistics to the average over ``batches`` at all lifted scales."""
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    for batch in batches:
-        for level in LEVELS:
-            model(batch.images[level - 1], batch.features[level])
-    for norm in norms:
-        norm.momentum = 0.1
-    model.eval()
-
-
-def _hold_batch_norms(model: Lift) -> None:
-    """Normalise with fixed statistics: those of a small batch move with its images and drown what is learned."""
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
 
 
 class Trainer:
@@ -193,11 +135,13 @@ class Trainer:
             torch.manual_seed(settings.seed)
             model = Lift(channels, patch_px=patch_px)
         if settings.start == "bilinear" and not checkpoint.exists():
-            chosen = self._samples[:: max(1, len(self._samples) // START_SAMPLES)][:START_SAMPLES]
+            chosen = self._some_samples()
             start_as_bilinear(model, torch.cat([cache.batch([sample]).features[1] for sample in chosen]))
             settle_batch_norms(model, (cache.batch([sample]) for sample in chosen))
         self.model = model.to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         if checkpoint.exists():
             self._resume()
 
@@ -239,6 +183,8 @@ class Trainer:
             on_step(self.step, loss)
             ended = self.step % self.steps_per_epoch == 0
             if ended:
+                if self.step == self.total_steps and self.settings.loss == "cosine":
+                    match_norms(self.model, (self.cache.batch([s], self.device) for s in self._some_samples()))
                 scores = evaluate(self.model, self.cache, device=self.device, bf16=self.settings.bf16)
                 self.history.epochs.append(scores)
                 on_epoch(scores)
@@ -246,10 +192,14 @@ class Trainer:
                 self.save()
         return self.model.eval()
 
+    def _some_samples(self) -> list[tuple[int, int]]:
+        """Training samples spread evenly, for statistics."""
+        return self._samples[:: max(1, len(self._samples) // START_SAMPLES)][:START_SAMPLES]
+
     def _train_step(self, epoch: int, position: int) -> float:
         self.model.train()
         if self.settings.start == "bilinear":
-            _hold_batch_norms(self.model)
+            hold_batch_norms(self.model)
         batch = self._batch(epoch, position)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()

@@ -169,13 +169,43 @@ def test_discovery_finds_newcomers_and_leaves_known_objects_alone() -> None:
         index: (GRID.sample_nearest(torch.from_numpy(mask)) > 0).numpy().astype(np.float32)
         for index, mask in enumerate(truth)
     }
-    once, _ = carry(truth, None, parts=foreground)
+    once, _ = carry(truth, None, config(stretch="none", discover_every=0), parts=foreground)
     again, _ = carry(truth, None, config(stretch="none", discover_every=4), parts=foreground)
     assert once[-1].labels is not None
     assert once[-1].labels.object_ids == (1,)
     assert again[-1].labels is not None
     assert again[-1].labels.object_ids == (1, 2)
     assert iou(again[-1], truth[-1], 2) > 0.5
+
+
+def test_discovery_corrects_the_mask_of_an_object_it_found_before() -> None:
+    """What was taken for a part of the object at first, and is not, is dropped at the next look."""
+    truth = [box(4, 4)] * 9
+    wide = box(4, 4, onto=box(16, 4, size=8))
+    foreground = {
+        index: (GRID.sample_nearest(torch.from_numpy(wide if index < 4 else mask)) > 0).numpy().astype(np.float32)
+        for index, mask in enumerate(truth)
+    }
+    once, _ = carry(truth, None, config(stretch="none", discover_every=0), parts=foreground)
+    again, propagator = carry(truth, None, config(stretch="none", discover_every=4), parts=foreground)
+    assert iou(once[-1], truth[-1], 1) < 0.8
+    assert iou(again[-1], truth[-1], 1) > 0.95
+    assert again[-1].labels is not None
+    assert again[-1].labels.object_ids == (1,)
+    assert propagator.warnings == []
+    assert propagator.report()["references"] == [0, 8]
+
+
+def test_a_foreground_unlike_the_object_corrects_nothing() -> None:
+    truth = [box(4, 4, size=16)] * 6
+    foreground = {
+        index: (GRID.sample_nearest(torch.from_numpy(box(4, 4, size=16 if index < 3 else 8))) > 0)
+        .numpy()
+        .astype(np.float32)
+        for index in range(6)
+    }
+    out, _ = carry(truth, None, config(stretch="none", discover_every=3), parts=foreground)
+    assert iou(out[-1], truth[-1], 1) > 0.9
 
 
 def test_without_objects_everything_is_background() -> None:

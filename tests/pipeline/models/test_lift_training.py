@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pipeline.errors import MediaError, OutputError
 from pipeline.models.lift_data import CacheKey, FeatureCache, hash_files, split_held_out
-from pipeline.models.lift_training import Start, Trainer, TrainSettings, distance, evaluate
+from pipeline.models.lift_network import Lift
+from pipeline.models.lift_statistics import evaluate, match_norms
+from pipeline.models.lift_training import Start, Trainer, TrainSettings, distance
 from pipeline.models.lift_views import (
     Augmentation,
     ViewSettings,
@@ -188,3 +190,18 @@ def test_training_beats_its_start_on_features_that_follow_the_image(
     assert after["bilinear_1"] == pytest.approx(before["bilinear_1"])
     assert after["lift_1"] > before["lift_1"]
     assert np.mean(trainer.history.losses[-10:]) < np.mean(trainer.history.losses[:10])
+
+
+def test_matched_norms_keep_directions_and_make_lengths_true(images: Path, tmp_path: Path) -> None:
+    cache = _filled(images, tmp_path / "cache")
+    torch.manual_seed(0)
+    model = Lift(8, patch_px=8).eval()
+    batch = cache.batch(cache.samples(1)[:4])
+    with torch.no_grad():
+        before = model(batch.images[0], batch.features[1])
+        match_norms(model, [batch])
+        after = [model(batch.images[level - 1], batch.features[level]) for level in (1, 2)]
+    torch.testing.assert_close(F.normalize(after[0], dim=1), F.normalize(before, dim=1), rtol=1e-4, atol=1e-5)
+    found = sum(float(maps.norm(dim=1).mean()) for maps in after)
+    wanted = sum(float(batch.features[level].norm(dim=1).mean()) for level in (0, 1))
+    assert found == pytest.approx(wanted, rel=1e-4)

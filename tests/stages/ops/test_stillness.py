@@ -67,7 +67,7 @@ def test_a_still_region_follows_a_drifting_camera() -> None:
     region = StillRegion(cells, (HEIGHT * CELL_PX, WIDTH * CELL_PX))
     np.testing.assert_array_equal(region.cells(), cells)
     # What is at x now was at x - 1 in the frame before: the picture moves to the right.
-    flow = np.tile(np.float32([-1.0, 0.0]), (HEIGHT * CELL_PX, WIDTH * CELL_PX, 1))
+    flow = np.tile(np.array([-1.0, 0.0], np.float32), (HEIGHT * CELL_PX, WIDTH * CELL_PX, 1))
     for _ in range(2 * CELL_PX):
         now = region.follow(flow, np.zeros(HEIGHT * WIDTH, np.float32))
     np.testing.assert_array_equal(now, np.roll(cells, 2, axis=1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.evaluation.propagation_bench import Setting, compare, dense_labels, make_inputs, stream_memory
+from pipeline.commands.propagation_measures import Setting, compare, dense_labels, make_inputs, stream_memory
 from stages.ops.propagation import Window, propagate_labels
 
 
