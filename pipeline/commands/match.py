@@ -22,7 +22,12 @@ def match(
     short_side: Annotated[int, typer.Option(help="Short side of the images for the model, in pixels.")] = 448,
     backbone: Annotated[str, typer.Option(help="Name of the backbone.")] = "dinov2_vits14",
     weights: Annotated[str | None, typer.Option(help="Its weights; bundled or timm's hub by default.")] = None,
-    layer: Annotated[int, typer.Option(help="Block whose keys are the descriptors.")] = 9,
+    layer: Annotated[
+        int | None, typer.Option(help="Block whose keys are the descriptors; 9 as in the paper, 11 for DINOv2.")
+    ] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y", help="Find the partner of this point of A (pixels) instead.")
+    ] = None,
     stride: Annotated[int | None, typer.Option(help="Stride of the patches in pixels; divides the patch.")] = 7,
     log_bins: Annotated[int, typer.Option(help="Levels of log binning; 0 is off.")] = 2,
     saliency: Annotated[str, typer.Option(help="auto, cls_attention, first_pc, ncut or none.")] = "auto",
@@ -30,28 +35,30 @@ def match(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
-    """Find points of A and B that correspond (best buddies): JSON and a picture."""
+    """Find points of A and B that correspond (best buddies, or the partners of given points): JSON and a picture."""
     from rich.console import Console
 
     from pipeline.commands import image_sets
     from pipeline.config import load_config
     from stages.extract import ExtractConfig
-    from stages.ops.correspondences import find_correspondences
+    from stages.ops.correspondences import find_correspondences, find_partners
 
     files = image_sets.find_images([a, b])
+    block = (11 if backbone.startswith("dinov2") else 9) if layer is None else layer
     options = {
-        "backbone": backbone, "weights": weights, "facets": (f"key@{layer}",), "short_side": short_side,
+        "backbone": backbone, "weights": weights, "facets": (f"key@{block}",), "short_side": short_side,
         "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "lift": lift, "device": device,
     }  # fmt: skip
     extractor = image_sets.make_extractor(load_config(ExtractConfig, options, origin="match"))
+    images = image_sets.load_named(files)
+    wanted = [parse_point(text, images[0][1].shape[:2]) for text in point or []]
     image_sets.claim_folder(output, overwrite=overwrite)
-    first, second = image_sets.describe(image_sets.load_named(files), extractor)
-    found = find_correspondences(
-        (_rows(first), _rows(second)),
-        (first.saliency.ravel(), second.saliency.ravel()),
-        num_pairs=pairs,
-        threshold=threshold,
-    )
+    first, second = image_sets.describe(images, extractor)
+    descriptors, saliency = (_rows(first), _rows(second)), (first.saliency.ravel(), second.saliency.ravel())
+    if wanted:
+        found = find_partners(descriptors, saliency, _cells(first, wanted))
+    else:
+        found = find_correspondences(descriptors, saliency, num_pairs=pairs, threshold=threshold)
     points = _pixels(first, found.first), _pixels(second, found.second)
     image_sets.write_json(
         output / "matches.json",
@@ -111,6 +118,29 @@ def draw_matches(
 def _rows(described: DescribedImage) -> npt.NDArray[np.float32]:
     maps = described.descriptors
     return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
+
+
+def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:
+    """``X,Y`` in pixels, inside an image of this height and width.
+
+    >>> parse_point("12,3.5", (10, 20))
+    (12.0, 3.5)
+    """
+    from pipeline.errors import ConfigError
+
+    try:
+        x, y = (float(value) for value in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--point {text}: write X,Y in pixels, such as --point 120,80") from None
+    if not (0 <= x < image_hw[1] and 0 <= y < image_hw[0]):
+        raise ConfigError(f"--point {text}: outside A; x from 0 to {image_hw[1] - 1}, y to {image_hw[0] - 1}")
+    return x, y
+
+
+def _cells(described: DescribedImage, points: list[tuple[float, float]]) -> npt.NDArray[np.int64]:
+    """The cells whose centres are nearest to points in pixels."""
+    centers = described.grid.cell_centers().reshape(-1, 2).numpy()
+    return np.array([np.square(centers - np.array(at)).sum(axis=1).argmin() for at in points], np.int64)
 
 
 def _pixels(described: DescribedImage, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -242,3 +242,18 @@ def test_match_and_discover_write_what_they_say(pictures: Path, tmp_path: Path) 
     assert 0.0 <= content["corloc"] <= 1.0
     assert run_pipeline.main(["match", a, "nowhere.png", "-o", str(tmp_path / "n")]) == 2
     assert not (tmp_path / "n").exists()
+
+
+def test_given_points_meet_themselves_in_the_same_image(pictures: Path, tmp_path: Path) -> None:
+    import run_pipeline
+
+    a = str(pictures / "a.png")
+    small = ["match", a, a, "--short-side", "98", "--device", "cpu"]
+    given = ["--point", "60,50", "--point", "20.5,70"]
+    assert run_pipeline.main([*small, "-o", str(tmp_path / "m"), *given]) == 0
+    matches = json.loads((tmp_path / "m/matches.json").read_text())["matches"]
+    assert [m["a_xy"] for m in matches] == [m["b_xy"] for m in matches]
+    np.testing.assert_allclose([m["a_xy"] for m in matches], [[60, 50], [20.5, 70]], atol=8)
+    for wrong in ("9", "9,x", "9,9999"):
+        assert run_pipeline.main([*small, "-o", str(tmp_path / "n"), "--point", wrong]) == 2
+    assert not (tmp_path / "n").exists()
