@@ -35,7 +35,7 @@ def match(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
-    """Find points of A and B that correspond (best buddies, or the partners of given points): JSON and a picture."""
+    """Find points of A and B that correspond (best buddies, or given points' partners): JSON, picture."""
     from rich.console import Console
 
     from pipeline.commands import image_sets
@@ -54,11 +54,11 @@ def match(
     wanted = [parse_point(text, images[0][1].shape[:2]) for text in point or []]
     image_sets.claim_folder(output, overwrite=overwrite)
     first, second = image_sets.describe(images, extractor)
-    descriptors, saliency = (_rows(first), _rows(second)), (first.saliency.ravel(), second.saliency.ravel())
+    descriptors, salient = (_rows(first), _rows(second)), (first.saliency.ravel(), second.saliency.ravel())
     if wanted:
-        found = find_partners(descriptors, saliency, _cells(first, wanted))
+        found = find_partners(descriptors, salient, _cells(first, wanted))
     else:
-        found = find_correspondences(descriptors, saliency, num_pairs=pairs, threshold=threshold)
+        found = find_correspondences(descriptors, salient, num_pairs=pairs, threshold=threshold)
     points = _pixels(first, found.first), _pixels(second, found.second)
     image_sets.write_json(
         output / "matches.json",

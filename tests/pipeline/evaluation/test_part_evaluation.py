@@ -253,7 +253,7 @@ def test_given_points_meet_themselves_in_the_same_image(pictures: Path, tmp_path
     assert run_pipeline.main([*small, "-o", str(tmp_path / "m"), *given]) == 0
     matches = json.loads((tmp_path / "m/matches.json").read_text())["matches"]
     assert [m["a_xy"] for m in matches] == [m["b_xy"] for m in matches]
-    np.testing.assert_allclose([m["a_xy"] for m in matches], [[60, 50], [20.5, 70]], atol=8)
+    np.testing.assert_allclose([m["a_xy"] for m in matches], np.array([[60, 50], [20.5, 70]]), atol=8)
     for wrong in ("9", "9,x", "9,9999"):
         assert run_pipeline.main([*small, "-o", str(tmp_path / "n"), "--point", wrong]) == 2
     assert not (tmp_path / "n").exists()
