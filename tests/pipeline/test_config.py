@@ -8,6 +8,7 @@ import yaml
 from pipeline.config import StrictModel, load_config, load_yaml, merge, parse_overrides
 from pipeline.errors import ConfigError
 from pipeline.flow import FlowConfig, load_flow_config
+from pipeline.presets import load_preset
 from tests.conftest import REPOSITORY
 
 
@@ -67,3 +68,12 @@ def test_default_yaml_holds_every_field_at_its_default() -> None:
 
 def test_fast_cpu_yaml_loads() -> None:
     assert load_flow_config(REPOSITORY / "configs" / "fast_cpu.yaml") != FlowConfig()
+
+
+def test_accurate_masks_are_those_of_the_best_preset() -> None:
+    accurate = load_flow_config(REPOSITORY / "configs" / "accurate_masks.yaml")
+    best = load_config(FlowConfig, load_preset(REPOSITORY / "configs" / "davis.yaml", "best"), origin="best")
+    assert accurate.propagate == best.propagate
+    assert accurate.extract.model_copy(update={"cls": best.extract.cls}) == best.extract
+    assert accurate.annotate.enabled
+    assert accurate.track.enabled
