@@ -25,7 +25,8 @@ from stages.annotate import AnnotateConfig, Annotator
 from stages.cosegment import CosegmentConfig, Cosegmenter
 from stages.decode import DecodeConfig, Decoder, probe
 from stages.extract import ExtractConfig, Extractor
-from stages.propagate import PropagateConfig, Propagator
+from stages.ops.propagate_config import PropagateConfig
+from stages.propagate import Propagator
 from stages.track import TrackConfig, Tracker
 from stages.write import WriteConfig, Writer
 

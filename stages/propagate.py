@@ -10,23 +10,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
 from pipeline.formats.masks import object_ids
 from pipeline.records import Features, LabelMap, Packet, PatchGrid
 from stages.ops.discovery import find_objects
 from stages.ops.label_maps import (
-    Sampling,
-    Stretch,
     decode_labels,
     encode_mask,
     pack_cells,
@@ -35,47 +31,13 @@ from stages.ops.label_maps import (
     unpack_cells,
 )
 from stages.ops.label_memory import LabelMemory, Memory, merge_channels
+from stages.ops.propagate_config import PropagateConfig, at_distance, make_windows
 from stages.ops.propagation import Window, propagate_labels
 
 IndexMask = npt.NDArray[np.uint8]
 MAX_WARNINGS = 50
 FOUND_REFERENCES = 2
 """Frames with found masks that are kept: the first, and the latest, which is the better one."""
-
-
-class RefineConfig(StrictModel):
-    """Smoothing of the soft maps along the frame's edges, for the output only."""
-
-    enabled: bool = False
-    cell_px: int = Field(7, ge=1)
-    radius_px: int = Field(4, ge=1)
-    epsilon: float = Field(1e-4, gt=0)
-
-
-class PropagateConfig(StrictModel):
-    """How labels are carried on; every field is explained in ``configs/default.yaml``."""
-
-    enabled: bool = True
-    facets: tuple[str, ...] = ()
-    context_frames: int = Field(7, ge=0)
-    max_references: int = Field(8, ge=1)
-    prefix_copies: int = Field(0, ge=0)
-    radius_cells: float = Field(12, ge=0)
-    window: Literal["square", "disc", "disc_inclusive"] = "square"
-    window_on_references: bool = True
-    prior_sigma_cells: float | None = Field(None, gt=0)
-    prior_floor: float | None = Field(None, gt=0, le=1)
-    top_k: int = Field(5, ge=1)
-    temperature: float = Field(0.1, gt=0)
-    keep_ties: bool = True
-    first_labels: Sampling = "nearest"
-    label_cells: int = Field(1, ge=1, le=16)
-    stretch: Stretch = "channel"
-    object_weight: float = Field(1.0, gt=0)
-    upsample_factor: int | None = Field(None, ge=1)
-    refine: RefineConfig = RefineConfig()
-    discover_every: int = Field(12, ge=0)
-    max_bytes: int = Field(256 * 2**20, ge=2**20)
 
 
 @dataclass(slots=True)
@@ -303,24 +265,6 @@ class Propagator:
     def _warn(self, message: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(message)
-
-
-def make_windows(config: PropagateConfig) -> tuple[Window, Window]:
-    """The windows on recent frames and on references."""
-    window = Window(
-        config.radius_cells or None,
-        "square" if config.window == "square" else "disc",
-        inclusive=config.window == "disc_inclusive",
-    )
-    return window, window if config.window_on_references else Window(None)
-
-
-def at_distance(config: PropagateConfig, window: Window, frames_apart: int) -> Window:
-    """The window on a frame so far back: objects walk at random, so the prior's variance grows with time."""
-    if config.prior_sigma_cells is None:
-        return window
-    sigma = config.prior_sigma_cells * max(frames_apart, 1) ** 0.5
-    return replace(window, prior_sigma_cells=sigma, prior_floor=config.prior_floor)
 
 
 def _covering(grid: PatchGrid, maps: Tensor) -> PatchGrid:

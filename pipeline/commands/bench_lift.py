@@ -246,7 +246,8 @@ def _score(
 
     from pipeline.evaluation.davis_metrics import boundary_measure, region_similarity
     from pipeline.records import Features, Frame, Packet
-    from stages.propagate import PropagateConfig, Propagator
+    from stages.ops.propagate_config import PropagateConfig
+    from stages.propagate import Propagator
 
     image_hw = clip.frames[0].shape[0], clip.frames[0].shape[1]
     grid = _grid(setup, variant, image_hw, pairs[0][0])

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.records import Features, Frame, Packet, PatchGrid
+from stages.ops.propagate_config import PropagateConfig
 from stages.ops.propagation import Window, propagate_labels
-from stages.propagate import PropagateConfig, Propagator
+from stages.propagate import Propagator
 
 LARGE_GRID = (119, 213)
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.records import Features, Frame, Packet, PartMap, PatchGrid
-from stages.propagate import PropagateConfig, Propagator
+from stages.ops.propagate_config import PropagateConfig
+from stages.propagate import Propagator
 
 GRID = PatchGrid((48, 64), (12, 16), (4.0, 4.0), (2.0, 2.0))
 Mask = npt.NDArray[np.uint8]

@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.presets import load_preset
 from stages.decode import DecodeConfig, Decoder, probe
 from stages.extract import ExtractConfig, Extractor
+from stages.ops.propagate_config import PropagateConfig, at_distance, make_windows
 from stages.ops.propagation import Window, propagate_labels
-from stages.propagate import PropagateConfig, at_distance, make_windows
 
 PRESETS = Path(__file__).resolve().parents[3] / "configs" / "davis.yaml"
 
