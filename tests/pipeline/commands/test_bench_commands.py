@@ -1,4 +1,4 @@
-"""The benchmark and report commands on tiny made data: every variant runs and its numbers are of the right kind."""
+"""The benchmark and report commands on tiny made data: every variant runs, its numbers are of the right kind."""
 
 from __future__ import annotations
 
