@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Small inputs gain nothing from a second thread, and threads that wait for each other are slow on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
