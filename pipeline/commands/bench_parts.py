@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,7 @@ def bench_parts(
     """Measure foreground J, parts' temporal consistency and the share of time beside extraction."""
     from rich.console import Console
     from rich.table import Table
+    from tqdm import tqdm
 
     from pipeline.commands.image_sets import make_extractor, write_json
     from pipeline.config import load_config, parse_overrides
@@ -47,9 +47,10 @@ def bench_parts(
         " ".join(run): load_config(CosegmentConfig, parse_overrides(run), origin="bench parts") for run in runs
     }
     rows: dict[str, dict[str, Any]] = {name: {} for name in configs}
-    for sequence in found:
+    for sequence in tqdm(found, desc="bench parts", unit="sequence"):
+        packets, seconds = _extracted(sequence, extractor)
         for name, config in configs.items():
-            rows[name][sequence.name] = _measure(sequence, extractor, config)
+            rows[name][sequence.name] = _measure(sequence, packets, config, seconds)
     console = Console()
     for name, by_sequence in rows.items():
         table = Table(title=name, title_justify="left")
@@ -64,7 +65,21 @@ def bench_parts(
         write_json(output, rows)
 
 
-def _measure(sequence: DavisSequence, extractor: Extractor, config: CosegmentConfig) -> dict[str, float]:
+def _extracted(sequence: DavisSequence, extractor: Extractor) -> tuple[list[Packet], float]:
+    """A sequence's packets with features, and the CPU seconds that extraction took."""
+    from pipeline.formats.image_folder import load_image
+    from pipeline.records import Frame
+
+    paths = [sequence.frames_dir / f"{name}.jpg" for name in sequence.frame_names]
+    frames = [Frame(load_image(path), i, i / 24.0) for i, path in enumerate(paths)]
+    started = time.process_time()
+    packets = list(extractor(iter(frames)))
+    return packets, time.process_time() - started
+
+
+def _measure(
+    sequence: DavisSequence, packets: list[Packet], config: CosegmentConfig, extract_seconds: float
+) -> dict[str, float]:
     """Scores of one sequence, and co-segmentation's CPU time as a share of extraction's."""
     import numpy as np
 
@@ -73,47 +88,22 @@ def _measure(sequence: DavisSequence, extractor: Extractor, config: CosegmentCon
     from stages.cosegment import Cosegmenter
 
     stage = Cosegmenter(config)
-    clock = {"extract": 0.0, "all": 0.0}
-    scores, consistency, numbers = [], Consistency(), set()
-    before: tuple[Packet, Any] | None = None
-    packets = stage(_timed(sequence, extractor, clock))
-    while True:
-        started = time.process_time()
-        packet = next(packets, None)
-        clock["all"] += time.process_time() - started
-        if packet is None:
-            break
-        assert packet.parts is not None
-        truth = sequence.annotation(sequence.frame_names[packet.index]) > 0
-        mask = packet.parts.index_mask
-        scores.append(region_similarity(mask > 0, truth))
+    started = time.process_time()
+    labelled = list(stage(iter(packets)))
+    cost = (time.process_time() - started) / max(extract_seconds, 1e-9)
+    truths = [sequence.annotation(name) > 0 for name in sequence.frame_names]
+    masks = [packet.parts.index_mask for packet in labelled if packet.parts is not None]
+    consistency, numbers = Consistency(), set[int]()
+    for i in range(1, len(masks)):
+        images = labelled[i - 1].frame.image, labelled[i].frame.image
+        consistency = consistency + part_consistency(images, (masks[i - 1], masks[i]), truths[i - 1])
+    for mask in masks:
         numbers.update(np.unique(mask[mask > 0]).tolist())
-        if before is not None and before[0].parts is not None:
-            images = before[0].frame.image, packet.frame.image
-            consistency = consistency + part_consistency(images, (before[0].parts.index_mask, mask), before[1])
-        before = packet, truth
-    cost = (clock["all"] - clock["extract"]) / max(clock["extract"], 1e-9)
-    fits = len(stage.report()["fits"])
+    scores = [region_similarity(mask > 0, truth) for mask, truth in zip(masks, truths, strict=True)]
     return {
-        "J": float(np.mean(scores)), "consistency": consistency.share, "parts": len(numbers), "fits": fits,
-        "cost": cost,
+        "J": float(np.mean(scores)), "consistency": consistency.share, "parts": len(numbers),
+        "fits": len(stage.report()["fits"]), "cost": cost,
     }  # fmt: skip
-
-
-def _timed(sequence: DavisSequence, extractor: Extractor, clock: dict[str, float]) -> Iterator[Packet]:
-    from pipeline.formats.image_folder import load_image
-    from pipeline.records import Frame
-
-    paths = (sequence.frames_dir / f"{name}.jpg" for name in sequence.frame_names)
-    frames = (Frame(load_image(path), i, i / 24.0) for i, path in enumerate(paths))
-    packets = extractor(frames)
-    while True:
-        started = time.process_time()
-        packet = next(packets, None)
-        clock["extract"] += time.process_time() - started
-        if packet is None:
-            return
-        yield packet
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
