@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,6 +23,8 @@ from pipeline.grid import PatchGrid
 from pipeline.models.backbone import Backbone, load_backbone
 from pipeline.models.device import Precision, autocast, pick_device, pick_precision, store_matmul_weights
 from pipeline.models.facets import FacetSpec, parse_facet
+from pipeline.models.lift import LoadedLift
+from pipeline.models.lift_choice import choose_lift
 from pipeline.models.registry import PositionConvention
 from pipeline.records import Features, Frame, Packet
 from stages.ops.high_variance import HighVarianceFilter
@@ -207,7 +208,7 @@ class Extractor:
         saliency = self._saliency(output, maps[self._names[0]])
         grid = self.backbone.grid(image_hw, input_hw)
         if self._lift is not None:
-            maps, saliency, grid = self._lifted(images, maps, saliency, grid)
+            maps, saliency, grid = self._lifted(self._lift, images, maps, saliency, grid)
         self._input_hw, self._grid = input_hw, grid
         main, *further = self._names
         return [
@@ -222,12 +223,17 @@ class Extractor:
         ]
 
     def _lifted(
-        self, images: Tensor, maps: dict[str, Tensor], saliency: Tensor | None, grid: PatchGrid
+        self,
+        lift: LoadedLift,
+        images: Tensor,
+        maps: dict[str, Tensor],
+        saliency: Tensor | None,
+        grid: PatchGrid,
     ) -> tuple[dict[str, Tensor], Tensor | None, PatchGrid]:
         """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
         main = self._names[0]
         with autocast(self.device, self.precision):
-            lifted = self._lift.upsample(
+            lifted = lift.upsample(
                 images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
             ).float()
         for _ in range(self.config.lift_iterations):
@@ -284,7 +290,9 @@ def _attach_smoother(config: ExtractConfig, backbone: Backbone) -> DefectSmoothe
     return smoother
 
 
-def _load_lift(config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device) -> Any:
+def _load_lift(
+    config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device
+) -> LoadedLift | None:
     """The LiFT module for the main facet, or None.
 
     Raises:
@@ -292,18 +300,5 @@ def _load_lift(config: ExtractConfig, backbone: Backbone, spec: FacetSpec, devic
     """
     if config.lift == "none":
         return None
-    from pipeline.models import lift
-
-    bundled = lift.find_bundled(backbone.name, spec, backbone.num_layers)
-    path = bundled if config.lift == "auto" else Path(config.lift)
-    if path is None:
-        return None
-    loaded = lift.load_lift(path, patch_px=backbone.patch_px)
-    loaded.require_match(
-        backbone=backbone.name,
-        facet=spec,
-        num_layers=backbone.num_layers,
-        patch_px=backbone.patch_px,
-        weights_sha256=backbone.weights_sha256,
-    )
-    return loaded.prepared(device)
+    loaded = choose_lift(config.lift, backbone, spec)
+    return None if loaded is None else loaded.prepared(device)

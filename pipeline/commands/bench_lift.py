@@ -86,28 +86,15 @@ class Setup:
             ConfigError: There is no bundled LiFT for this backbone and facet.
             WeightsError: The LiFT does not fit.
         """
-        from pipeline.errors import ConfigError
         from pipeline.models.backbone import load_backbone
         from pipeline.models.device import pick_device
         from pipeline.models.facets import parse_facet
-        from pipeline.models.lift import find_bundled, load_lift
+        from pipeline.models.lift_choice import require_lift
 
         where = pick_device(device)
         model = load_backbone(backbone, device=where)
         spec = parse_facet(facet).resolved(model.num_layers)
-        path = find_bundled(backbone, spec, model.num_layers) if lift == "auto" else Path(lift)
-        if path is None:
-            raise ConfigError(
-                f"there is no bundled LiFT for {spec} of {backbone}; train one and give it with --lift"
-            )
-        loaded = load_lift(path, patch_px=model.patch_px)
-        loaded.require_match(
-            backbone=backbone,
-            facet=spec,
-            num_layers=model.num_layers,
-            patch_px=model.patch_px,
-            weights_sha256=model.weights_sha256,
-        )
+        loaded = require_lift(lift, model, spec)
         dense = load_backbone(backbone, stride_px=model.patch_px // 2, device=where)
         return cls(model, dense, spec, loaded.prepared(where), radius_cells, where)
 
