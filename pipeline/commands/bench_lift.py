@@ -204,15 +204,10 @@ def _grid(setup: Setup, variant: str, image_hw: tuple[int, int], image: Tensor) 
 def _run_sequence(
     setup: Setup, video: DavisSequence, size: int, variants: Sequence[str], max_frames: int | None
 ) -> Iterator[Row]:
-    import cv2
-    import numpy as np
+    from pipeline.formats.image_folder import load_image
 
     names = video.frame_names[:max_frames]
-    frames = []
-    for name in names:
-        pixels = cv2.imread(str(video.frames_dir / f"{name}.jpg"), cv2.IMREAD_COLOR)
-        assert pixels is not None, "open_davis has found every frame"
-        frames.append(np.ascontiguousarray(pixels[..., ::-1], dtype=np.uint8))
+    frames = [load_image(video.frames_dir / f"{name}.jpg") for name in names]
     clip = _Clip(setup, frames, size)
     for variant in variants:
         pairs, seconds = clip.maps(_kind(variant))

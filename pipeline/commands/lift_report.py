@@ -68,18 +68,12 @@ def _load(backbone: str, facet: str, lift: str, device: Any) -> tuple[Backbone, 
 
 def _pyramid(model: Backbone, path: Path) -> dict[int, Tensor]:
     """The normalised image ``(1, 3, S, S)`` at every scale, made square as in training."""
-    import cv2
-    import numpy as np
     import torch
 
-    from pipeline.errors import MediaError
+    from pipeline.formats.image_folder import load_image
     from pipeline.models.lift_views import Augmentation, make_scales, make_view
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise MediaError(f"{path}: cannot be read as an image")
-    image = np.ascontiguousarray(pixels[..., ::-1], dtype=np.uint8)
-    view = make_view(image, Augmentation(), SCALES[-1])[None]
+    view = make_view(load_image(path), Augmentation(), SCALES[-1])[None]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
     scales = make_scales((view - mean) / std, "antialiased")
     device = next(model.parameters()).device

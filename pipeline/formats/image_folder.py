@@ -42,7 +42,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def load_image(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file as uint8 RGB ``(H, W, 3)``, upright.
+    """An image file as uint8 RGB ``(H, W, 3)``, upright, in an array of its own.
 
     Raises:
         MediaError: The file is no image, or breaks off.
@@ -52,7 +52,7 @@ def load_image(path: Path) -> npt.NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":
                 return _sixteen_bit_to_rgb(upright)
-            return np.asarray(upright.convert("RGB"))
+            return np.array(upright.convert("RGB"))  # a copy: torch warns of arrays that cannot be written
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise MediaError(f"{path}: cannot be read as an image ({error})") from error
 

@@ -243,7 +243,7 @@ def minibatch_update(
     ([0.0, 1.0], [3.0, 4.0])
     """
     members = np.bincount(labels, minlength=len(centroids)).astype(np.float64)
-    # One product with the one-hot labels: twenty times faster than adding row by row.
+    # One product with the one-hot labels: many times faster than adding row by row.
     sums = (labels == np.arange(len(centroids))[:, None]).astype(np.float32) @ rows
     faded = np.where(members > 0, counts * forgetting, counts) + members
     step = (sums - members[:, None] * centroids) / np.maximum(faded, 1e-12)[:, None]
