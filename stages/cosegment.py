@@ -43,6 +43,7 @@ from stages.ops.stillness import StillRegion, find_still_cells
 
 _MAX_WARNINGS = 50
 _MIN_STILL_FRAMES = 8
+_MIN_SHOT = 0.25
 
 
 class CosegmentConfig(StrictModel):
@@ -139,7 +140,9 @@ class Cosegmenter:
         reason = "start"
         for packet in packets:
             seen, is_cut = self._observe(packet)
-            if is_cut:
+            # A shot of a few frames (a flash, a jump) is too short to fit parts on; it goes with what follows.
+            is_flash = 0 < len(waiting) < _MIN_SHOT * self.config.warmup_frames
+            if is_cut and not is_flash:
                 yield from self._start_shot(waiting, reason)
                 waiting, reason, self._codebook = [], "cut", None
                 self._recent.clear()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import typer
-
-if TYPE_CHECKING:
-    from pipeline.commands.image_sets import DescribedImage
 
 
 def match(
@@ -18,15 +15,23 @@ def match(
     b: Annotated[Path, typer.Argument(help="Second image.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for matches.json and matches.png.")],
     pairs: Annotated[int, typer.Option(min=1, help="Most pairs of points.")] = 10,
-    threshold: Annotated[float, typer.Option(help="Foreground is more salient than this, in [0, 1].")] = 0.05,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Foreground is more salient than this; 0.05 for CLS attention (the paper), else 0.2."),
+    ] = None,
     short_side: Annotated[int, typer.Option(help="Short side of the images for the model, in pixels.")] = 448,
     backbone: Annotated[str, typer.Option(help="Name of the backbone.")] = "dinov2_vits14",
     weights: Annotated[str | None, typer.Option(help="Its weights; bundled or timm's hub by default.")] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="Block whose keys are the descriptors; 9 as in the paper, 11 for DINOv2.")
+    facet: Annotated[
+        str | None,
+        typer.Option(help="The descriptors; key@9 as in the paper, token@-3 (with --lift key@-1) for DINOv2."),
     ] = None,
     point: Annotated[
         list[str] | None, typer.Option(metavar="X,Y", help="Find the partner of this point of A (pixels) instead.")
+    ] = None,
+    zoom: Annotated[
+        bool | None,
+        typer.Option("--zoom/--no-zoom", help="Look again, closely, around what is found; DINOv2's default."),
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Stride of the patches in pixels; divides the patch.")] = 7,
     log_bins: Annotated[int, typer.Option(help="Levels of log binning; 0 is off.")] = 2,
@@ -37,29 +42,33 @@ def match(
 ) -> None:
     """Find points of A and B that correspond (best buddies, or given points' partners): JSON, picture."""
     from rich.console import Console
+    from tqdm import tqdm
 
     from pipeline.commands import image_sets
+    from pipeline.commands.match_images import Matcher
     from pipeline.config import load_config
     from stages.extract import ExtractConfig
-    from stages.ops.correspondences import find_correspondences, find_partners
 
     files = image_sets.find_images([a, b])
-    block = (11 if backbone.startswith("dinov2") else 9) if layer is None else layer
     options = {
-        "backbone": backbone, "weights": weights, "facets": (f"key@{block}",), "short_side": short_side,
-        "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "lift": lift, "device": device,
+        "backbone": backbone, "weights": weights, "facets": (facet or default_facet(backbone, lift),),
+        "short_side": short_side, "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "cls": "final",
+        "lift": lift, "device": device,
     }  # fmt: skip
     extractor = image_sets.make_extractor(load_config(ExtractConfig, options, origin="match"))
     images = image_sets.load_named(files)
     wanted = [parse_point(text, images[0][1].shape[:2]) for text in point or []]
     image_sets.claim_folder(output, overwrite=overwrite)
-    first, second = image_sets.describe(images, extractor)
-    descriptors, salient = (_rows(first), _rows(second)), (first.saliency.ravel(), second.saliency.ravel())
-    if wanted:
-        found = find_partners(descriptors, salient, _cells(first, wanted))
-    else:
-        found = find_correspondences(descriptors, salient, num_pairs=pairs, threshold=threshold)
-    points = _pixels(first, found.first), _pixels(second, found.second)
+    if threshold is None:
+        threshold = 0.05 if extractor.cue == "cls_attention" else 0.2
+    with tqdm(unit="view", desc="match") as progress:
+        matcher = Matcher(extractor, images, threshold=threshold, on_view=progress.update)
+        closely = backbone.startswith("dinov2") if zoom is None else zoom
+        if wanted:
+            found = matcher.partners(np.array(wanted, np.float32), closely=closely)
+        else:
+            found = matcher.best_pairs(pairs, closely=closely)
+    score = matcher.saliency_of(found)
     image_sets.write_json(
         output / "matches.json",
         {
@@ -70,15 +79,23 @@ def match(
                     "b_xy": [round(float(v), 2) for v in q],
                     "score": float(s),
                 }
-                for p, q, s in zip(*points, found.score, strict=True)
+                for p, q, s in zip(found.first_xy, found.second_xy, score, strict=True)
             ],
         },
     )
-    image_sets.write_picture(output / "matches.png", draw_matches(first.image, second.image, *points))
+    picture = draw_matches(images[0][1], images[1][1], found.first_xy, found.second_xy)
+    image_sets.write_picture(output / "matches.png", picture)
     console = Console()
-    if not len(found.first):
+    if not len(found):
         console.print("no salient pair of best buddies was found; try a lower --threshold")
-    console.print(f"{len(found.first)} matches: {output / 'matches.json'}, {output / 'matches.png'}")
+    console.print(f"{len(found)} matches: {output / 'matches.json'}, {output / 'matches.png'}")
+
+
+def default_facet(backbone: str, lift: str) -> str:
+    """The descriptors that correspond best: ``docs/parts.md`` has what was measured."""
+    if not backbone.startswith("dinov2"):
+        return "key@9"
+    return "token@-3" if lift == "none" else "key@-1"
 
 
 def draw_matches(
@@ -115,11 +132,6 @@ def draw_matches(
     return np.asarray(np.concatenate(sides, axis=1), np.uint8)
 
 
-def _rows(described: DescribedImage) -> npt.NDArray[np.float32]:
-    maps = described.descriptors
-    return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
-
-
 def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:
     """``X,Y`` in pixels, inside an image of this height and width.
 
@@ -135,14 +147,3 @@ def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:
     if not (0 <= x < image_hw[1] and 0 <= y < image_hw[0]):
         raise ConfigError(f"--point {text}: outside A; x from 0 to {image_hw[1] - 1}, y to {image_hw[0] - 1}")
     return x, y
-
-
-def _cells(described: DescribedImage, points: list[tuple[float, float]]) -> npt.NDArray[np.int64]:
-    """The cells whose centres are nearest to points in pixels."""
-    centers = described.grid.cell_centers().reshape(-1, 2).numpy()
-    return np.array([np.square(centers - np.array(at)).sum(axis=1).argmin() for at in points], np.int64)
-
-
-def _pixels(described: DescribedImage, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    centers = described.grid.cell_centers().reshape(-1, 2).numpy()
-    return np.asarray(centers[cells], np.float32)

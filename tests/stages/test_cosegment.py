@@ -106,6 +106,16 @@ def test_cut_inside_the_warm_up_flushes_what_waits() -> None:
     assert [fit["frame"] for fit in stage.report()["fits"]] == [0, 2]
 
 
+def test_a_jump_in_the_first_frames_makes_no_parts_of_its_own() -> None:
+    shots = [*moving_square(2), *moving_square(14, scene=1, first=2)]
+    packets, stage = run(shots, warmup_frames=12)
+    assert [packet.index for packet in packets] == list(range(16))
+    assert [fit["frame"] for fit in stage.report()["fits"]] == [0]
+    assert len(stage.report()["parts"]) <= 2
+    _, separate = run(shots, warmup_frames=4)
+    assert len(separate.report()["parts"]) == 4
+
+
 @pytest.mark.parametrize("mode", ["streaming", "two_pass"])
 @pytest.mark.parametrize("foreground", ["discriminant", "vote"])
 def test_nothing_salient_gives_empty_parts_and_says_so(mode: str, foreground: str) -> None:

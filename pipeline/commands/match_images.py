@@ -1,0 +1,168 @@
+"""What ``match`` does with two images: describe them, pair their points, and look again closely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from pipeline.commands.image_sets import DescribedImage, Image, describe
+from stages.extract import Extractor
+from stages.ops.closer_look import (
+    NUM_ANCHORS,
+    Box,
+    PointPairs,
+    Side,
+    choose_agreed,
+    corner_ranks,
+    find_closely,
+    look_closely,
+    object_size_px,
+)
+from stages.ops.correspondences import CellPairs, find_correspondences, find_partners
+from stages.ops.kmeans import FloatArray, IntArray, normalize_rows
+
+# The side windows are described at. More is worse: 224 px is what the backbones were trained on.
+_WINDOW_SIDE_PX = 224
+
+
+class Matcher:
+    """Two images, described once.
+
+    Invariant: points are (x, y) in pixels of their image; saliency is 1 everywhere where there is no cue.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        images: Sequence[tuple[str, Image]],
+        *,
+        threshold: float,
+        on_view: Callable[[int], object],
+    ) -> None:
+        """Describe two images.
+
+        Args:
+            extractor: Gives the descriptors and the saliency of whole images.
+            images: Two named images, uint8 ``(H, W, 3)``.
+            threshold: Foreground is more salient than this.
+            on_view: Called with the number of images and windows described since its last call.
+        """
+        self._threshold = threshold
+        self._extractor = extractor
+        self._on_view = on_view
+        self._images = describe(images, extractor)
+        on_view(len(self._images))
+        self._rows = [np.ascontiguousarray(_rows(image)) for image in self._images]
+        self._saliency = [_saliency(image) for image in self._images]
+
+    def best_pairs(self, num_pairs: int, *, closely: bool) -> PointPairs:
+        """A few well spread, salient pairs of points.
+
+        Args:
+            num_pairs: At most this many.
+            closely: Whether to look again in windows around what is found on the whole images.
+        """
+        if not closely:
+            return self._whole_image_pairs(num_pairs)
+        sides = self._sides()
+        return choose_agreed(sides, self._seen(sides), num_pairs)
+
+    def partners(self, points_xy: FloatArray, *, closely: bool) -> PointPairs:
+        """For given points of the first image, the most similar ones of the second, in order.
+
+        Args:
+            points_xy: float32 ``(P, 2)``.
+            closely: Whether to look again in windows around what is found on the whole images.
+        """
+        cells = _cells(self._images[0], points_xy)
+        saliency = self._saliency[0], self._saliency[1]
+        pairs = self._points(find_partners((self._rows[0], self._rows[1]), saliency, cells))
+        if not closely:
+            return pairs
+        sides = self._sides()
+        first, second = find_closely(sides, self._seen(sides), points_xy, pairs.second_xy)
+        return PointPairs(first, second, pairs.window)
+
+    def saliency_of(self, pairs: PointPairs) -> FloatArray:
+        """Mean of the two points' saliencies, float32 ``(M,)`` in [0, 1]."""
+        sides = zip(self._images, self._saliency, (pairs.first_xy, pairs.second_xy), strict=True)
+        first, second = (saliency[_cells(image, xy)] for image, saliency, xy in sides)
+        return np.asarray((first + second) / 2, np.float32)
+
+    def _whole_image_pairs(self, num_pairs: int) -> PointPairs:
+        found = find_correspondences(
+            (self._rows[0], self._rows[1]),
+            (self._saliency[0], self._saliency[1]),
+            num_pairs=num_pairs,
+            threshold=self._threshold,
+        )
+        return self._points(found)
+
+    def _seen(self, sides: tuple[Side, Side]) -> PointPairs:
+        return look_closely(sides, self._whole_image_pairs(NUM_ANCHORS), threshold=self._threshold)
+
+    def _points(self, pairs: CellPairs) -> PointPairs:
+        first, second = (
+            image.grid.cell_centers().reshape(-1, 2).numpy()[cells].astype(np.float32)
+            for image, cells in zip(self._images, (pairs.first, pairs.second), strict=True)
+        )
+        return PointPairs(first, second, np.zeros(len(first), np.int64))
+
+    def _sides(self) -> tuple[Side, Side]:
+        options = {"short_side": _WINDOW_SIDE_PX, "log_bins": 0, "saliency": "none", "cls": "none"}
+        config = self._extractor.config.model_copy(update=options)
+        windows = Extractor(config, backbone=self._extractor.backbone)
+        first, second = (self._side(number, windows) for number in (0, 1))
+        return first, second
+
+    def _side(self, number: int, windows: Extractor) -> Side:
+        image, saliency = self._images[number], self._saliency[number]
+        unit = normalize_rows(self._rows[number])
+
+        def describe_windows(boxes: Sequence[Box]) -> list[tuple[FloatArray, FloatArray]]:
+            crops = [(image.name, np.ascontiguousarray(image.image[y0:y1, x0:x1])) for x0, y0, x1, y1 in boxes]
+            found = []
+            for described, (x0, y0, _, _) in zip(describe(crops, windows), boxes, strict=True):
+                centers = described.grid.cell_centers().reshape(-1, 2).numpy() + np.array([x0, y0])
+                found.append((normalize_rows(_rows(described)), np.asarray(centers, np.float32)))
+                self._on_view(1)
+            return found
+
+        height, width = image.image.shape[:2]
+        size_px = object_size_px(saliency, (height, width))
+        salient = torch.from_numpy((saliency > self._threshold).reshape(image.grid.grid_hw))
+        foreground = image.grid.upsample(salient[None].float())[0].numpy() > 0.5
+        detail = corner_ranks(image.image, size_px, foreground)
+        return Side(
+            image_hw=(height, width),
+            size_px=size_px,
+            detail_at=lambda xy: detail[_pixels(xy, 1, height), _pixels(xy, 0, width)],
+            saliency_at=lambda xy: saliency[_cells(image, xy)],
+            descriptors_at=lambda xy: unit[_cells(image, xy)],
+            describe=describe_windows,
+        )
+
+
+def _rows(described: DescribedImage) -> FloatArray:
+    maps = described.descriptors
+    return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
+
+
+def _saliency(described: DescribedImage) -> FloatArray:
+    if described.features.saliency is None:
+        return np.ones(described.grid.num_cells, np.float32)
+    return described.saliency.ravel()
+
+
+def _pixels(points_xy: FloatArray, axis: int, length: int) -> IntArray:
+    """Rows (axis 1) or columns (axis 0) of the pixels that points lie in."""
+    return np.clip(np.floor(points_xy[:, axis]), 0, length - 1).astype(np.int64)
+
+
+def _cells(described: DescribedImage, points_xy: FloatArray) -> IntArray:
+    """Row-major indices of the cells nearest to points."""
+    rows, columns = described.grid.grid_hw
+    at = described.grid.pixels_to_cells(torch.from_numpy(np.asarray(points_xy, np.float32))).floor().long()
+    return np.asarray((at[:, 1].clamp(0, rows - 1) * columns + at[:, 0].clamp(0, columns - 1)).numpy(), np.int64)
