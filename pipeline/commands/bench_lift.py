@@ -228,7 +228,7 @@ def _score(
 
     from pipeline.evaluation.davis_metrics import boundary_measure, region_similarity
     from pipeline.records import Features, Frame, Packet
-    from stages.ops.propagate_config import PropagateConfig
+    from stages.ops.propagate_config import PropagateConfig, RefineConfig
     from stages.propagate import Propagator
 
     image_hw = clip.frames[0].shape[0], clip.frames[0].shape[1]
@@ -243,7 +243,9 @@ def _score(
             refining += time.perf_counter() - begin
             yield Packet(Frame(frame, index, index / 24), Features(refined[0], grid))
 
-    config = PropagateConfig(radius_cells=setup.radius_cells)
+    config = PropagateConfig(
+        radius_cells=setup.radius_cells, first_labels="nearest", refine=RefineConfig(enabled=False)
+    )
     propagator = Propagator(config, masks={0: video.first_mask()})
     begin, scores = time.perf_counter(), []
     scoring = 0.0

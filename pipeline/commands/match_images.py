@@ -16,7 +16,7 @@ from stages.ops.closer_look import (
     Side,
     choose_agreed,
     corner_ranks,
-    find_closely,
+    lead_points,
     look_closely,
     object_size_px,
 )
@@ -82,8 +82,8 @@ class Matcher:
         if not closely:
             return pairs
         sides = self._sides()
-        first, second = find_closely(sides, self._seen(sides), points_xy, pairs.second_xy)
-        return PointPairs(first, second, pairs.window)
+        partners = lead_points(sides, self._seen(sides), points_xy, pairs.second_xy)
+        return PointPairs(points_xy, partners, pairs.window)
 
     def saliency_of(self, pairs: PointPairs) -> FloatArray:
         """Mean of the two points' saliencies, float32 ``(M,)`` in [0, 1]."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.records import Features, Frame, Packet, PatchGrid
-from stages.ops.propagate_config import PropagateConfig
+from stages.ops.propagate_config import PropagateConfig, RefineConfig
 from stages.ops.propagation import Window, propagate_labels
 from stages.propagate import Propagator
 
@@ -89,7 +89,8 @@ def stream_memory(frames: int, *, checkpoints: int = 10) -> list[dict[str, int]]
 
     every = max(1, frames // checkpoints)
     rows = []
-    for packet in Propagator(PropagateConfig(), masks=Corrections())(packets()):
+    config = PropagateConfig(first_labels="nearest", refine=RefineConfig(enabled=False))
+    for packet in Propagator(config, masks=Corrections())(packets()):
         done = packet.index + 1
         if done == min(200, frames) or done % every == 0:
             rows.append({"frames": done, "resident_bytes": resident_bytes()})

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from stages.ops.correspondences import best_buddies
 from stages.ops.kmeans import FloatArray, IntArray
@@ -27,6 +28,8 @@ _WINDOW_RADIUS: Final = 0.5
 _SAME_PLACE: Final = 0.08
 _LEAST_GAP: Final = 0.12
 _LOOKS: Final = 2
+# Like images agree almost everywhere; more pairs say nothing new, and memory grows with their square.
+_MOST_IN_WINDOW: Final = 128
 _CORNER_SIZE_PX: Final = 100
 _CORNER_WINDOW: Final = 5
 NUM_ANCHORS: Final = 16
@@ -176,46 +179,35 @@ def choose_agreed(sides: tuple[Side, Side], seen: PointPairs, num_pairs: int) ->
     return PointPairs(share @ seen.first_xy, share @ seen.second_xy, agreeing[chosen])
 
 
-def find_closely(
+def lead_points(
     sides: tuple[Side, Side], seen: PointPairs, points_xy: FloatArray, partners_xy: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Partners of given points, in a window around where the pairs seen near them lead.
+) -> FloatArray:
+    """Partners of given points, where the pairs seen near them lead.
+
+    Of the pairs near a point those count that most windows agree on; the point lies as far aside of its partner's
+    place as of theirs, in units of either object's size.
 
     Args:
         sides: The images.
         seen: From :func:`look_closely`.
         points_xy: float32 ``(P, 2)`` in the first image.
-        partners_xy: The same in the second: where to look for points that no pair was seen near.
+        partners_xy: The same in the second, kept for points that no pair was seen near.
 
     Returns:
-        Centres of the cells that the points lie in, and the partners, each float32 ``(P, 2)``.
+        float32 ``(P, 2)`` in the second image.
     """
-    places: list[FloatArray] = []
-    found: list[FloatArray] = []
-    guesses = _lead(sides, seen, points_xy, partners_xy)
-    described = (_describe(side, xy) for side, xy in zip(sides, (points_xy, guesses), strict=True))
-    for point, first, second in zip(points_xy, *described, strict=True):
-        cell = int(np.square(first[1] - point).sum(axis=1).argmin())
-        places.append(first[1][cell])
-        found.append(second[1][int((second[0] @ first[0][cell]).argmax())])
-    return np.reshape(places, (-1, 2)).astype(np.float32), np.reshape(found, (-1, 2)).astype(np.float32)
-
-
-def _lead(
-    sides: tuple[Side, Side], seen: PointPairs, points_xy: FloatArray, partners_xy: FloatArray
-) -> FloatArray:
-    """Partners according to the pair near each point that most windows agree on."""
     sizes = sides[0].size_px, sides[1].size_px
     places = seen.first_xy / sizes[0], seen.second_xy / sizes[1]
-    guesses = partners_xy.copy()
+    found = partners_xy.copy()
     for number, near in enumerate(_distances(points_xy / sizes[0], places[0]) < _SAME_PLACE):
-        if near.any():
-            second = places[1][near]
-            agreeing = _count_windows(_distances(second, second) < _SAME_PLACE, seen.window[near])
-            best = int(agreeing.argmax())
-            aside = points_xy[number] / sizes[0] - places[0][near][best]
-            guesses[number] = (second[best] + aside) * sizes[1]
-    return guesses
+        if not near.any():
+            continue
+        targets = places[1][near] + points_xy[number] / sizes[0] - places[0][near]
+        same = _distances(targets, targets) < _SAME_PLACE
+        best = int(_count_windows(same, seen.window[near]).argmax())
+        found[number] = targets[same[best]].mean(axis=0) * sizes[1]
+    limit = np.array([sides[1].image_hw[1], sides[1].image_hw[0]], np.float32)
+    return np.clip(found, 0, limit)
 
 
 def _describe(side: Side, centers_xy: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
@@ -236,7 +228,8 @@ def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> Po
             points.append(xy[salient])
         if len(rows[0]) and len(rows[1]):
             first, second = best_buddies(rows[0], rows[1])
-            seen.append((points[0][first], points[1][second]))
+            some = np.linspace(0, len(first) - 1, min(len(first), _MOST_IN_WINDOW)).astype(np.int64)
+            seen.append((points[0][first[some]], points[1][second[some]]))
         else:
             seen.append((points[0][:0], points[1][:0]))
     if not seen:
@@ -272,4 +265,4 @@ def _choose_spread(
 
 
 def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
-    return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=2), np.float32)
+    return np.asarray(cdist(a, b), np.float32)

@@ -15,7 +15,7 @@ from stages.ops.propagation import Window
 class RefineConfig(StrictModel):
     """Smoothing of the soft maps along the frame's edges, for the output only."""
 
-    enabled: bool = False
+    enabled: bool = True
     cell_px: int = Field(7, ge=1)
     radius_px: int = Field(4, ge=1)
     epsilon: float = Field(1e-4, gt=0)
@@ -37,7 +37,7 @@ class PropagateConfig(StrictModel):
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True
-    first_labels: Sampling = "nearest"
+    first_labels: Sampling = "area"
     label_cells: int = Field(1, ge=1, le=16)
     stretch: Stretch = "channel"
     object_weight: float = Field(1.0, gt=0)

@@ -20,7 +20,8 @@ Mask = npt.NDArray[np.uint8]
 
 
 def config(**values: Any) -> PropagateConfig:
-    return load_config(PropagateConfig, values)
+    """DINO's protocol, which neither softens nor refines, and what a test changes in it."""
+    return load_config(PropagateConfig, {"first_labels": "nearest", "refine": {"enabled": False}} | values)
 
 
 def box(left: int, top: int, size: int = 12, number: int = 1, onto: Mask | None = None) -> Mask:

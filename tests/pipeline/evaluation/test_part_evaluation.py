@@ -228,7 +228,8 @@ def test_match_and_discover_write_what_they_say(pictures: Path, tmp_path: Path) 
 
     a, b = str(pictures / "a.png"), str(pictures / "b.png")
     small = ["--short-side", "98", "--device", "cpu"]
-    assert run_pipeline.main(["match", a, b, "-o", str(tmp_path / "m"), *small, "--pairs", "3"]) == 0
+    coarse = [*small, "--stride", "14"]
+    assert run_pipeline.main(["match", a, b, "-o", str(tmp_path / "m"), *coarse, "--pairs", "3"]) == 0
     matches = json.loads((tmp_path / "m/matches.json").read_text())["matches"]
     assert len(matches) <= 3
     assert (tmp_path / "m/matches.png").is_file()
@@ -244,16 +245,17 @@ def test_match_and_discover_write_what_they_say(pictures: Path, tmp_path: Path) 
     assert not (tmp_path / "n").exists()
 
 
-def test_given_points_meet_themselves_in_the_same_image(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zoom", ["--zoom", "--no-zoom"])
+def test_given_points_meet_themselves_in_the_same_image(pictures: Path, tmp_path: Path, zoom: str) -> None:
     import run_pipeline
 
     a = str(pictures / "a.png")
-    small = ["match", a, a, "--short-side", "98", "--device", "cpu"]
+    small = ["match", a, a, "--short-side", "98", "--stride", "14", "--device", "cpu", zoom]
     given = ["--point", "60,50", "--point", "20.5,70"]
     assert run_pipeline.main([*small, "-o", str(tmp_path / "m"), *given]) == 0
     matches = json.loads((tmp_path / "m/matches.json").read_text())["matches"]
-    assert [m["a_xy"] for m in matches] == [m["b_xy"] for m in matches]
-    np.testing.assert_allclose([m["a_xy"] for m in matches], np.array([[60, 50], [20.5, 70]]), atol=8)
+    for name in ("a_xy", "b_xy"):
+        np.testing.assert_allclose([m[name] for m in matches], np.array([[60, 50], [20.5, 70]]), atol=8)
     for wrong in ("9", "9,x", "9,9999"):
         assert run_pipeline.main([*small, "-o", str(tmp_path / "n"), "--point", wrong]) == 2
     assert not (tmp_path / "n").exists()

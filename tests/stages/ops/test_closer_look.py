@@ -11,7 +11,7 @@ from stages.ops.closer_look import (
     Side,
     choose_agreed,
     corner_ranks,
-    find_closely,
+    lead_points,
     look_closely,
     object_size_px,
     window_box,
@@ -77,6 +77,7 @@ def test_pairs_follow_the_true_map_and_keep_apart(sides: tuple[Side, Side]) -> N
     # Anchors that are off by a third of the object's size.
     anchors = pairs([[80, 60], [60, 50]], [[190 + 30, 130], [150, 110 - 30]])
     seen = look_closely(sides, anchors, threshold=0.5)
+    assert np.bincount(seen.window).max() <= 128, "memory grows with the square of the pairs"
     found = choose_agreed(sides, seen, 6)
     assert len(found) == 6
     assert np.median(errors_px(found)) < 4
@@ -108,17 +109,16 @@ def test_detail_decides_between_places_that_agree_alike(sides: tuple[Side, Side]
 
 
 def test_given_points_are_led_by_pairs_seen_near_them(sides: tuple[Side, Side]) -> None:
-    points = xy([[80, 60], [70, 55]])
+    points = xy([[80, 60], [70, 55], [5, 5]])
     truth = np.asarray(points * SCALE + MOVED, np.float32)
-    lost = xy([[330, 20], [40, 240]])
-    _, alone = find_closely(sides, pairs([], []), points, lost)
-    assert np.linalg.norm(alone - truth, axis=1).min() > 20
-    _, near = find_closely(sides, pairs([], []), points, truth + 25)
-    assert np.linalg.norm(near - truth, axis=1).max() < 10
-    seen = look_closely(sides, pairs(points.tolist(), truth.tolist()), threshold=0.5)
-    places, led = find_closely(sides, seen, points, lost)
-    assert np.linalg.norm(led - truth, axis=1).max() < 10
-    assert np.linalg.norm(places - points, axis=1).max() < 2
+    lost = xy([[330, 20], [40, 240], [7, 9]])
+    anchors = pairs([*points[:2].tolist(), [60, 40]], [*truth[:2].tolist(), [250, 200]])
+    seen = look_closely(sides, anchors, threshold=0.5)
+    led = lead_points(sides, seen, points, lost)
+    assert np.linalg.norm(led[:2] - truth[:2], axis=1).max() < 6
+    # Nothing was seen near the third, outside the foreground.
+    assert led[2].tolist() == lost[2].tolist()
+    assert (lead_points(sides, pairs([], []), points, lost) == lost).all()
 
 
 def test_nothing_comes_of_nothing(sides: tuple[Side, Side]) -> None:
