@@ -14,6 +14,7 @@ from stages.ops.closer_look import (
     Box,
     PointPairs,
     Side,
+    Sightings,
     choose_agreed,
     corner_ranks,
     lead_points,
@@ -83,7 +84,7 @@ class Matcher:
             return pairs
         sides = self._sides()
         partners = lead_points(sides, self._seen(sides), points_xy, pairs.second_xy)
-        return PointPairs(points_xy, partners, pairs.window)
+        return PointPairs(points_xy, partners)
 
     def saliency_of(self, pairs: PointPairs) -> FloatArray:
         """Mean of the two points' saliencies, float32 ``(M,)`` in [0, 1]."""
@@ -100,7 +101,7 @@ class Matcher:
         )
         return self._points(found)
 
-    def _seen(self, sides: tuple[Side, Side]) -> PointPairs:
+    def _seen(self, sides: tuple[Side, Side]) -> Sightings:
         return look_closely(sides, self._whole_image_pairs(NUM_ANCHORS), threshold=self._threshold)
 
     def _points(self, pairs: CellPairs) -> PointPairs:
@@ -108,7 +109,7 @@ class Matcher:
             image.grid.cell_centers().reshape(-1, 2).numpy()[cells].astype(np.float32)
             for image, cells in zip(self._images, (pairs.first, pairs.second), strict=True)
         )
-        return PointPairs(first, second, np.zeros(len(first), np.int64))
+        return PointPairs(first, second)
 
     def _sides(self) -> tuple[Side, Side]:
         options = {"short_side": _WINDOW_SIDE_PX, "log_bins": 0, "saliency": "none", "cls": "none"}

@@ -64,24 +64,33 @@ class PointPairs:
     Attributes:
         first_xy: float32 ``(M, 2)``, (x, y) in pixels of the first image.
         second_xy: The same in the second.
-        window: int64 ``(M,)``, which window a pair was seen in, or how many windows agree on it.
     """
 
     first_xy: FloatArray
     second_xy: FloatArray
-    window: IntArray
 
     def __len__(self) -> int:
-        return len(self.window)
+        return len(self.first_xy)
+
+
+@dataclass(frozen=True, slots=True)
+class Sightings(PointPairs):
+    """Matched points of many windows.
+
+    Attributes:
+        window: int64 ``(M,)``, the number of the window a pair was seen in.
+    """
+
+    window: IntArray
 
 
 def object_size_px(saliency: FloatArray, image_hw: tuple[int, int]) -> float:
-    """Root of the salient area, where half salient counts half.
+    """Root of the salient area, where half salient counts half; at least a pixel.
 
     >>> object_size_px(np.full((2, 2), 0.25, np.float32), (40, 40))
     20.0
     """
-    return float(np.sqrt(saliency.mean() * image_hw[0] * image_hw[1]))
+    return max(1.0, float(np.sqrt(saliency.mean() * image_hw[0] * image_hw[1])))
 
 
 def corner_ranks(image: npt.NDArray[np.uint8], size_px: float, foreground: npt.NDArray[np.bool_]) -> FloatArray:
@@ -124,22 +133,23 @@ def window_box(center_xy: Sequence[float], radius_px: float, image_hw: tuple[int
     return x, y, x + side, y + side
 
 
-def look_closely(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: float) -> PointPairs:
+def look_closely(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: float) -> Sightings:
     """All pairs seen in windows around the anchors, and then in windows around what was seen there.
 
     Args:
         sides: The images.
-        anchors: Pairs to begin with; their ``window`` is not read.
+        anchors: Pairs to begin with.
         threshold: Foreground is more salient than this.
 
     Returns:
-        The foreground's best buddies of every window; ``window`` numbers the windows.
+        The foreground's best buddies of every window.
     """
-    seen = PointPairs(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    nothing = np.zeros((0, 2), np.float32)
+    seen = Sightings(nothing, nothing, np.zeros(0, np.int64))
     for _ in range(_LOOKS):
         found = _look(sides, anchors, threshold)
         first_number = int(seen.window.max(initial=-1)) + 1
-        seen = PointPairs(
+        seen = Sightings(
             np.concatenate([seen.first_xy, found.first_xy]),
             np.concatenate([seen.second_xy, found.second_xy]),
             np.concatenate([seen.window, found.window + first_number]),
@@ -148,7 +158,7 @@ def look_closely(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: fl
     return seen
 
 
-def choose_agreed(sides: tuple[Side, Side], seen: PointPairs, num_pairs: int) -> PointPairs:
+def choose_agreed(sides: tuple[Side, Side], seen: Sightings, num_pairs: int) -> PointPairs:
     """Pairs far from one another in both images and unlike one another, that many windows saw.
 
     Args:
@@ -157,8 +167,7 @@ def choose_agreed(sides: tuple[Side, Side], seen: PointPairs, num_pairs: int) ->
         num_pairs: At most this many.
 
     Returns:
-        Pairs at the mean place of their sightings (where there is detail), the surest first; ``window`` is the
-        number of windows that agree.
+        Pairs at the mean place of their sightings (where there is detail), the surest first.
     """
     if not len(seen):
         return seen
@@ -176,11 +185,11 @@ def choose_agreed(sides: tuple[Side, Side], seen: PointPairs, num_pairs: int) ->
     )
     share = np.where(same[chosen], np.square(detail), 0).astype(np.float32)
     share /= share.sum(axis=1, keepdims=True)
-    return PointPairs(share @ seen.first_xy, share @ seen.second_xy, agreeing[chosen])
+    return PointPairs(share @ seen.first_xy, share @ seen.second_xy)
 
 
 def lead_points(
-    sides: tuple[Side, Side], seen: PointPairs, points_xy: FloatArray, partners_xy: FloatArray
+    sides: tuple[Side, Side], seen: Sightings, points_xy: FloatArray, partners_xy: FloatArray
 ) -> FloatArray:
     """Partners of given points, where the pairs seen near them lead.
 
@@ -214,7 +223,7 @@ def _describe(side: Side, centers_xy: FloatArray) -> list[tuple[FloatArray, Floa
     return side.describe([window_box(xy, _WINDOW_RADIUS * side.size_px, side.image_hw) for xy in centers_xy])
 
 
-def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> PointPairs:
+def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> Sightings:
     """The foreground's best buddies in a window around each anchor."""
     seen: list[tuple[FloatArray, FloatArray]] = []
     described = (
@@ -233,8 +242,8 @@ def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> Po
         else:
             seen.append((points[0][:0], points[1][:0]))
     if not seen:
-        return anchors
-    return PointPairs(
+        return Sightings(anchors.first_xy, anchors.second_xy, np.zeros(0, np.int64))
+    return Sightings(
         np.concatenate([first for first, _ in seen]).astype(np.float32),
         np.concatenate([second for _, second in seen]).astype(np.float32),
         np.repeat(np.arange(len(seen)), [len(first) for first, _ in seen]),

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
 import run_pipeline
 from pipeline.commands.match import default_facet
@@ -33,6 +35,17 @@ def test_eyes_go_to_eyes_and_ears_to_ears(shared_dir: Path, tmp_path: Path) -> N
                 assert np.linalg.norm(aside[1] - aside[0]) < 0.4, f"{part} of the cat met {match['b_xy']}"
                 met.add(part)
     assert {"left ear", "right ear", "left eye"} <= met
+
+
+@pytest.mark.parametrize("more", [[], ["--point", "3,4"], ["--saliency", "none"]])
+def test_images_that_show_nothing_come_through(tmp_path: Path, more: list[str]) -> None:
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(image)
+    small = ["--short-side", "56", "--stride", "14", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert run_pipeline.main(["match", str(image), str(image), *small, *more]) == 0
+    matches = json.loads((tmp_path / "out" / "matches.json").read_text())["matches"]
+    assert len(matches) == 1 if "--point" in more else len(matches) <= 10
+    assert np.isfinite([[*m["a_xy"], *m["b_xy"], m["score"]] for m in matches]).all()
 
 
 def test_the_descriptors_depend_on_the_backbone_and_on_lift() -> None:
