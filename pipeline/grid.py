@@ -114,6 +114,11 @@ class PatchGrid:
         offset, stride = self._xy(xy)
         return (xy - offset) / stride + 0.5
 
+    def nearest_cells(self, xy: Tensor) -> Tensor:
+        """The cells whose centres are nearest to pixels ``(..., 2)``, int64 ``(..., 2)`` as (column, row)."""
+        last = torch.tensor([self.grid_hw[1] - 1, self.grid_hw[0] - 1], device=xy.device)
+        return self.pixels_to_cells(xy).floor().long().clamp(min=0).minimum(last)
+
     def cells_to_pixels(self, xy: Tensor) -> Tensor:
         """Inverse of :meth:`pixels_to_cells`."""
         offset, stride = self._xy(xy)

@@ -106,12 +106,11 @@ def _cells(described: DescribedImage, *, original: bool) -> SetImage:
     from stages.ops.image_cosegmentation import SetImage
     from stages.ops.kmeans import normalize_rows
 
-    maps = described.descriptors
     cls = described.features.cls
     return SetImage(
         described.image,
         described.grid,
-        normalize_rows(maps.reshape(maps.shape[0], -1).T),
+        normalize_rows(described.rows),
         described.saliency.ravel(),
         None if cls is None else np.asarray(cls.numpy(), np.float32),
         original,

@@ -47,6 +47,12 @@ class DescribedImage:
         return np.asarray(self.features.data.numpy(), np.float32)
 
     @property
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The descriptors as float32 ``(h * w, C)``, row-major."""
+        maps = self.descriptors
+        return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
+
+    @property
     def saliency(self) -> npt.NDArray[np.float32]:
         """float32 ``(h, w)``; zeros where the backbone gives none."""
         if self.features.saliency is None:

@@ -21,7 +21,7 @@ from stages.ops.closer_look import (
     look_closely,
     object_size_px,
 )
-from stages.ops.correspondences import CellPairs, find_correspondences, find_partners
+from stages.ops.correspondences import find_correspondences, find_partners
 from stages.ops.kmeans import FloatArray, IntArray, normalize_rows
 
 # The side windows are described at. More is worse: on the animals of docs/parts.md, 336 px lost a quarter of the
@@ -56,7 +56,7 @@ class Matcher:
         self._on_view = on_view
         self._images = describe(images, extractor)
         on_view(len(self._images))
-        self._rows = [np.ascontiguousarray(_rows(image)) for image in self._images]
+        self._rows = [image.rows for image in self._images]
         self._saliency = [_saliency(image) for image in self._images]
 
     def best_pairs(self, num_pairs: int, *, closely: bool) -> PointPairs:
@@ -79,8 +79,7 @@ class Matcher:
             closely: Whether to look again in windows around what is found on the whole images.
         """
         cells = _cells(self._images[0], points_xy)
-        saliency = self._saliency[0], self._saliency[1]
-        pairs = self._points(find_partners((self._rows[0], self._rows[1]), saliency, cells))
+        pairs = self._points(cells, find_partners((self._rows[0], self._rows[1]), cells))
         if not closely:
             return pairs
         sides = self._sides()
@@ -100,15 +99,15 @@ class Matcher:
             num_pairs=num_pairs,
             threshold=self._threshold,
         )
-        return self._points(found)
+        return self._points(found.first, found.second)
 
     def _seen(self, sides: tuple[Side, Side]) -> Sightings:
         return look_closely(sides, self._whole_image_pairs(NUM_ANCHORS), threshold=self._threshold)
 
-    def _points(self, pairs: CellPairs) -> PointPairs:
+    def _points(self, *cells: IntArray) -> PointPairs:
         first, second = (
-            image.grid.cell_centers().reshape(-1, 2).numpy()[cells].astype(np.float32)
-            for image, cells in zip(self._images, (pairs.first, pairs.second), strict=True)
+            image.grid.cell_centers().reshape(-1, 2).numpy()[indices].astype(np.float32)
+            for image, indices in zip(self._images, cells, strict=True)
         )
         return PointPairs(first, second)
 
@@ -120,15 +119,14 @@ class Matcher:
         return first, second
 
     def _side(self, number: int, windows: Extractor) -> Side:
-        image, saliency = self._images[number], self._saliency[number]
-        unit = normalize_rows(self._rows[number])
+        image, saliency, rows = self._images[number], self._saliency[number], self._rows[number]
 
         def describe_windows(boxes: Sequence[Box]) -> list[tuple[FloatArray, FloatArray]]:
             crops = [(image.name, np.ascontiguousarray(image.image[y0:y1, x0:x1])) for x0, y0, x1, y1 in boxes]
             found = []
             for described, (x0, y0, _, _) in zip(describe(crops, windows), boxes, strict=True):
                 centers = described.grid.cell_centers().reshape(-1, 2).numpy() + np.array([x0, y0])
-                found.append((normalize_rows(_rows(described)), np.asarray(centers, np.float32)))
+                found.append((normalize_rows(described.rows), np.asarray(centers, np.float32)))
                 self._on_view(1)
             return found
 
@@ -142,14 +140,9 @@ class Matcher:
             size_px=size_px,
             detail_at=lambda xy: detail[_pixels(xy, 1, height), _pixels(xy, 0, width)],
             saliency_at=lambda xy: saliency[_cells(image, xy)],
-            descriptors_at=lambda xy: unit[_cells(image, xy)],
+            descriptors_at=lambda xy: normalize_rows(rows[_cells(image, xy)]),
             describe=describe_windows,
         )
-
-
-def _rows(described: DescribedImage) -> FloatArray:
-    maps = described.descriptors
-    return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
 
 
 def _saliency(described: DescribedImage) -> FloatArray:
@@ -165,6 +158,5 @@ def _pixels(points_xy: FloatArray, axis: int, length: int) -> IntArray:
 
 def _cells(described: DescribedImage, points_xy: FloatArray) -> IntArray:
     """Row-major indices of the cells nearest to points."""
-    rows, columns = described.grid.grid_hw
-    at = described.grid.pixels_to_cells(torch.from_numpy(np.asarray(points_xy, np.float32))).floor().long()
-    return np.asarray((at[:, 1].clamp(0, rows - 1) * columns + at[:, 0].clamp(0, columns - 1)).numpy(), np.int64)
+    at = described.grid.nearest_cells(torch.from_numpy(np.asarray(points_xy, np.float32)))
+    return np.asarray((at[:, 1] * described.grid.grid_hw[1] + at[:, 0]).numpy(), np.int64)

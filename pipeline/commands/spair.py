@@ -121,9 +121,8 @@ def _by_image(pair: SpairPair, extractor: Extractor, size: int) -> PointErrors:
 
     named = [("a", load_image(pair.source)), ("b", load_image(pair.target))]
     source, target = (describe([image], extractor)[0] for image in named)
-    where = source.grid.pixels_to_cells(torch.from_numpy(pair.source_points)).floor().long()
-    limit = torch.tensor([source.grid.grid_hw[1] - 1, source.grid.grid_hw[0] - 1])
-    cells = nearest_cells(source.features.data, target.features.data, where.clamp(min=0).minimum(limit))
+    where = source.grid.nearest_cells(torch.from_numpy(pair.source_points))
+    cells = nearest_cells(source.features.data, target.features.data, where)
     found = target.grid.cells_to_pixels(cells.float() + 0.5).numpy()
     distances = np.linalg.norm(found - pair.target_points, axis=1)
     return PointErrors(distances, float(max(named[1][1].shape[:2])), _longer_side(pair))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
@@ -27,7 +28,6 @@ Box = tuple[int, int, int, int]
 _WINDOW_RADIUS: Final = 0.5
 _SAME_PLACE: Final = 0.08
 _LEAST_GAP: Final = 0.12
-_LOOKS: Final = 2
 # Like images agree almost everywhere; more pairs say nothing new, and memory grows with their square.
 _MOST_IN_WINDOW: Final = 128
 _CORNER_SIZE_PX: Final = 100
@@ -106,8 +106,6 @@ def corner_ranks(image: npt.NDArray[np.uint8], size_px: float, foreground: npt.N
     Returns:
         float32 ``(H, W)`` in [0, 1].
     """
-    import cv2
-
     scale = min(1.0, _CORNER_SIZE_PX / size_px)
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
@@ -144,18 +142,13 @@ def look_closely(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: fl
     Returns:
         The foreground's best buddies of every window.
     """
-    nothing = np.zeros((0, 2), np.float32)
-    seen = Sightings(nothing, nothing, np.zeros(0, np.int64))
-    for _ in range(_LOOKS):
-        found = _look(sides, anchors, threshold)
-        first_number = int(seen.window.max(initial=-1)) + 1
-        seen = Sightings(
-            np.concatenate([seen.first_xy, found.first_xy]),
-            np.concatenate([seen.second_xy, found.second_xy]),
-            np.concatenate([seen.window, found.window + first_number]),
-        )
-        anchors = choose_agreed(sides, found, NUM_ANCHORS)
-    return seen
+    first = _look(sides, anchors, threshold)
+    second = _look(sides, choose_agreed(sides, first, NUM_ANCHORS), threshold)
+    return Sightings(
+        np.concatenate([first.first_xy, second.first_xy]),
+        np.concatenate([first.second_xy, second.second_xy]),
+        np.concatenate([first.window, second.window + len(anchors)]),
+    )
 
 
 def choose_agreed(sides: tuple[Side, Side], seen: Sightings, num_pairs: int) -> PointPairs:

@@ -103,16 +103,13 @@ def find_correspondences(
 
 def find_partners(
     descriptors: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
-    saliency: tuple[FloatArray, FloatArray],
     cells: IntArray,
-) -> CellPairs:
+) -> IntArray:
     """For given cells of the first image, the most similar cells of the second, in the given order.
 
     Args:
         descriptors: Of either image, ``(N, C)`` and ``(M, C)``, any scale.
-        saliency: Of either image, ``(N,)`` and ``(M,)`` in [0, 1]; only for the score.
         cells: int64 ``(P,)``, row-major cell indices in the first image.
     """
     forward, _ = nearest_neighbors(normalize_rows(descriptors[0][cells]), normalize_rows(descriptors[1]))
-    score = np.asarray((saliency[0][cells] + saliency[1][forward]) / 2, np.float32)
-    return CellPairs(cells, forward, score)
+    return forward

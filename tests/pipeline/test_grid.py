@@ -52,6 +52,18 @@ def test_pixels_and_cells_are_inverse_and_centres_lie_at_half() -> None:
     assert torch.allclose(centres[3, 5], torch.tensor([5.5, 3.5], dtype=torch.float64), atol=1e-4)
 
 
+def test_nearest_cells_have_the_nearest_centres_and_stay_in_the_grid() -> None:
+    grid = PatchGrid.from_input((60, 90), (70, 98), patch_px=14, stride_px=7)
+    points = torch.rand(200, 2) * torch.tensor([90.0, 60.0])
+    centers = grid.cell_centers()
+    flat = torch.cdist(points, centers.reshape(-1, 2)).argmin(dim=1)
+    columns = grid.grid_hw[1]
+    expected = torch.stack([flat % columns, flat // columns], dim=1)
+    assert (grid.nearest_cells(points) == expected).all()
+    far = grid.nearest_cells(torch.tensor([[-1e4, -1e4], [1e4, 1e4]]))
+    assert far.tolist() == [[0, 0], [columns - 1, grid.grid_hw[0] - 1]]
+
+
 def test_boxes_scale_in_x_and_y_on_their_own() -> None:
     grid = PatchGrid.from_input((100, 400), (50, 100), patch_px=10, stride_px=10)
     box = grid.boxes_to_cells(torch.tensor([[40.0, 20.0, 400.0, 100.0]]))
