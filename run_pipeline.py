@@ -17,21 +17,21 @@ COMMANDS: dict[str, str] = {
     "track-score": "pipeline.commands.track_score:track_score",
     "train-lift": "pipeline.commands.train_lift:train_lift",
     "lift-report": "pipeline.commands.lift_report:lift_report",
-    "bench lift": "pipeline.commands.bench_lift:bench_lift",
+    "bench lift": "pipeline.bench.lift:bench_lift",
     "coseg": "pipeline.commands.coseg:coseg",
     "match": "pipeline.commands.match:match",
     "discover": "pipeline.commands.discover:discover",
     "spair": "pipeline.commands.spair:spair",
-    "bench parts": "pipeline.commands.bench_parts:bench_parts",
+    "bench parts": "pipeline.bench.parts:bench_parts",
     "davis": "pipeline.commands.davis:davis",
     "davis-score": "pipeline.commands.davis:davis_score",
-    "bench propagation": "pipeline.commands.bench_propagation:bench_propagation",
-    "bench extraction": "pipeline.commands.bench_extraction:extraction",
-    "bench runner": "pipeline.commands.bench_run:bench_runner",
-    "bench run": "pipeline.commands.bench_run:bench_run",
-    "bench memory": "pipeline.commands.bench_run:bench_memory",
-    "bench roi": "pipeline.commands.bench_roi:bench_roi",
-    "bench tracking": "pipeline.commands.bench_tracking:bench_tracking",
+    "bench propagation": "pipeline.bench.propagation:bench_propagation",
+    "bench extraction": "pipeline.bench.extraction:extraction",
+    "bench runner": "pipeline.bench.run:bench_runner",
+    "bench run": "pipeline.bench.run:bench_run",
+    "bench memory": "pipeline.bench.run:bench_memory",
+    "bench roi": "pipeline.bench.roi:bench_roi",
+    "bench tracking": "pipeline.bench.tracking:bench_tracking",
 }
 """Every command and the function behind it; a name with a space belongs to a group."""
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 done; 1 failed during the run; 2 bad input, config or usage; 130 interrupted.
     """
-    from pipeline.errors import LiftstreamError
+    from pipeline.core.errors import LiftstreamError
 
     try:
         build_app()(args=arguments)

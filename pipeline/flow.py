@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.config import StrictModel, load_config, load_yaml, parse_overrides
-from pipeline.errors import ConfigError
-from pipeline.records import Detections, Frame, Packet, VideoInfo
-from pipeline.runner import Pipeline
+from pipeline.core.config import StrictModel, load_config, load_yaml, parse_overrides
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Detections, Frame, Packet, VideoInfo
+from pipeline.core.runner import Pipeline
 from stages.annotate import AnnotateConfig, Annotator
 from stages.cosegment import CosegmentConfig, Cosegmenter
 from stages.decode import DecodeConfig, Decoder, probe
 from stages.extract import ExtractConfig, Extractor
-from stages.ops.propagate_config import PropagateConfig
 from stages.propagate import Propagator
+from stages.propagate.config import PropagateConfig
 from stages.track import TrackConfig, Tracker
 from stages.write import WriteConfig, Writer
 

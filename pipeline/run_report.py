@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import platform
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from pipeline.records import VideoInfo
-from pipeline.runner import StageStatistics
+from pipeline.core.records import VideoInfo
+from pipeline.core.runner import StageStatistics
 
 _PACKAGES = ("liftstream", "torch", "timm", "av", "numpy", "faiss-cpu", "opencv-python-headless", "supervision")
 
@@ -58,13 +55,6 @@ def describe_statistics(statistics: Sequence[StageStatistics]) -> list[dict[str,
 def frames_per_second(stage: StageStatistics) -> float | None:
     """Frames a second the stage would do if it never waited."""
     return stage.items / stage.busy_seconds if stage.busy_seconds > 0 else None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON whole or not at all; what is no JSON (paths, tuples) is written as text or list."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def summary_table(title: str, statistics: Sequence[StageStatistics], bottleneck: str | None) -> Table:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.models.backbone import Backbone
+    from stages.extract.backbone.backbone import Backbone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -57,8 +57,8 @@ def planted() -> PlantedDefects:
     One hidden unit of block 1's MLP is tuned to the mark: it fires for marked tokens (and now and then for random
     ones, as the linear fit sees it), and its output weights are a strong single direction.
     """
-    from pipeline.models.backbone import load_backbone
-    from pipeline.models.facets import parse_facet
+    from stages.extract.backbone.backbone import load_backbone
+    from stages.extract.backbone.facets import parse_facet
 
     block, cells = 1, ((3, 4), (5, 9), (8, 2), (10, 10), (7, 6))
     backbone = load_backbone("vit_tiny_patch16_224", weights="random", overrides={"depth": 4})

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from pipeline.core.records import Detections, Packet
     from pipeline.evaluation.box_sequences import BoxSequence
     from pipeline.flow import FlowConfig
-    from pipeline.records import Detections, Packet
     from stages.extract import Extractor
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
@@ -34,7 +34,7 @@ def numbers_in(option: str, text: str) -> list[int]:
     Raises:
         ConfigError: There is none, or something else.
     """
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     try:
         numbers = sorted({int(part) for part in names_in(text)})
@@ -91,7 +91,7 @@ def masks_of(folder: Path | None, sequence: BoxSequence, frames: str) -> dict[in
     Raises:
         MaskError: There are none, or they do not fit.
     """
-    from pipeline.errors import MaskError
+    from pipeline.core.errors import MaskError
     from pipeline.formats.masks import load_masks
 
     if folder is None:

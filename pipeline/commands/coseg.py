@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from pipeline.core.files import write_json_whole
+
 if TYPE_CHECKING:
     from pipeline.commands.image_sets import DescribedImage
-    from stages.ops.image_cosegmentation import SetImage, SetOptions, SetResult
+    from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult
 
 Image = npt.NDArray[np.uint8]
 
@@ -54,10 +56,10 @@ def coseg(
 ) -> None:
     """Segment what a set of images has in common, and its parts (Amir et al. 2021)."""
     from pipeline.commands import image_sets
-    from pipeline.config import load_config
+    from pipeline.core.config import load_config
+    from pipeline.images.image_cosegmentation import SetOptions, cosegment_images
+    from stages.cosegment.cosegmentation import KmeansOptions
     from stages.extract import ExtractConfig
-    from stages.ops.cosegmentation import KmeansOptions
-    from stages.ops.image_cosegmentation import SetOptions, cosegment_images
 
     files = image_sets.find_images(images)
     chosen = method if method != "auto" else ("vote" if backbone.startswith("dino_") else "discriminant")
@@ -103,8 +105,8 @@ def make_crops(image: Image, count: int, seed: list[int]) -> list[Image]:
 
 
 def _cells(described: DescribedImage, *, original: bool) -> SetImage:
-    from stages.ops.image_cosegmentation import SetImage
-    from stages.ops.kmeans import normalize_rows
+    from pipeline.core.arrays import normalize_rows
+    from pipeline.images.image_cosegmentation import SetImage
 
     cls = described.features.cls
     return SetImage(
@@ -128,8 +130,9 @@ def _write(
     from rich.console import Console
 
     from pipeline.commands import image_sets
+    from pipeline.core.colors import PART_COLORS
     from pipeline.formats.palette import write_indexed_png
-    from stages.ops.drawing import PART_COLOURS, tint
+    from stages.annotate.drawing import tint
 
     for folder in ("foreground", "parts"):
         (output / folder).mkdir(exist_ok=True)
@@ -137,7 +140,7 @@ def _write(
     for file, image, result in zip(files, described, results, strict=True):
         write_indexed_png(output / "foreground" / f"{image.name}.png", result.foreground.astype(np.uint8))
         write_indexed_png(output / "parts" / f"{image.name}.png", result.parts)
-        pictures.append(tint(image.image, result.parts, PART_COLOURS, 0.65))
+        pictures.append(tint(image.image, result.parts, PART_COLORS, 0.65))
         areas = np.bincount(result.parts.ravel(), minlength=1)
         entries.append(
             {
@@ -153,14 +156,14 @@ def _write(
         content["J_m"], content["P_m"] = _score(annotations, described, results)
         console.print(f"J_m {content['J_m']:.4f}, P_m {content['P_m']:.4f}")
     image_sets.write_picture(output / "overview.png", image_sets.contact_sheet(pictures))
-    image_sets.write_json(output / "coseg.json", content)
+    write_json_whole(output / "coseg.json", content)
     if not any(result.foreground.any() for result in results):
         console.print("nothing salient was found: all masks are empty")
     console.print(f"{len(files)} images: {output / 'coseg.json'}, {output / 'overview.png'}")
 
 
 def _score(annotations: Path, described: list[DescribedImage], results: list[SetResult]) -> tuple[float, float]:
-    from pipeline.errors import MaskError
+    from pipeline.core.errors import MaskError
     from pipeline.evaluation.part_metrics import cosegmentation_scores
     from pipeline.formats.palette import read_indexed_png
 

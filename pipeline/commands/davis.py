@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.core.files import write_json_whole
+
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "davis.yaml"
 
 
@@ -43,11 +45,11 @@ def davis(
     A run that was interrupted goes on behind the last finished sequence.
     """
     from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
-    from pipeline.config import load_config, parse_overrides
+    from pipeline.core.config import load_config, parse_overrides
+    from pipeline.core.presets import load_preset
     from pipeline.evaluation.davis import score_results
     from pipeline.flow import FlowConfig
-    from pipeline.presets import load_preset
-    from pipeline.run_report import versions, write_json
+    from pipeline.run_report import versions
 
     flow = load_config(
         FlowConfig, load_preset(config, preset), parse_overrides(overrides or []), origin=str(config)
@@ -66,7 +68,7 @@ def davis(
         "config": flow.model_dump(mode="json"),
         "versions": versions(),
     }
-    write_json(output / "davis.json", report)
+    write_json_whole(output / "davis.json", report)
     _show(report, f"DAVIS {year.value}, {preset or config.name}")
     _show_timing(report["timing"], records, output / "davis.json")
 
@@ -80,14 +82,14 @@ def davis_score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the scores.")] = None,
 ) -> None:
     """Score a folder of index masks by the official rules: J and F, mean, recall and decay."""
+    from pipeline.core.files import write_json_whole
     from pipeline.evaluation.davis import score_results
-    from pipeline.run_report import write_json
 
     report = score_results(_open(root, year, split, sequences), results)
     report["year"] = year.value
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, report)
+        write_json_whole(output, report)
     _show(report, f"DAVIS {year.value}, {results}")
     if output is not None:
         _say(f"wrote {output}")

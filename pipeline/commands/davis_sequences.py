@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import OutputError
+from pipeline.core.errors import OutputError
+from pipeline.core.files import write_json_whole
+from pipeline.core.runner import Pipeline
 from pipeline.flow import FlowConfig, chain, make_stages
 from pipeline.formats.davis import DavisSequence, results_missing
-from pipeline.run_report import describe_statistics, peak_memory_bytes, write_json
-from pipeline.runner import Pipeline
+from pipeline.run_report import describe_statistics, peak_memory_bytes
 from stages.extract import Extractor
 
 _RECORDS = ".liftstream"
@@ -81,7 +82,7 @@ def run_sequences(
         extractor = extractor or Extractor(config.extract)
         record = _run_sequence(sequence, config, output, extractor, progress)
         record["fingerprint"] = key
-        write_json(_record_path(output, sequence), record)
+        write_json_whole(_record_path(output, sequence), record)
         records[sequence.name] = {**record, "resumed": False}
     return records
 

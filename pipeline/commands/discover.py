@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.core.files import write_json_whole
+
 if TYPE_CHECKING:
     from pipeline.commands.image_sets import DescribedImage
 
@@ -30,7 +32,7 @@ def discover(
     from rich.console import Console
 
     from pipeline.commands import image_sets
-    from pipeline.config import load_config
+    from pipeline.core.config import load_config
     from pipeline.evaluation.localization import corloc, read_voc_boxes
     from stages.extract import ExtractConfig
 
@@ -52,7 +54,7 @@ def discover(
     if truths is not None:
         content["corloc"] = corloc([tuple(entry["xyxy"]) for entry in results], truths)
         console.print(f"CorLoc {content['corloc']:.4f} on {len(files)} images")
-    image_sets.write_json(output / "boxes.json", content)
+    write_json_whole(output / "boxes.json", content)
     console.print(f"{len(results)} boxes: {output / 'boxes.json'}")
 
 
@@ -62,7 +64,7 @@ def _box(described: DescribedImage, threshold: float, picture: Path) -> tuple[fl
     import torch
 
     from pipeline.commands.image_sets import write_picture
-    from stages.ops.tokencut import normalized_cut
+    from pipeline.images.tokencut import normalized_cut
 
     cut = normalized_cut(described.descriptors, threshold=threshold)
     corners = torch.tensor(cut.box_cells, dtype=torch.float32).reshape(2, 2)

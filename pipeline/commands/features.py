@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pipeline.core.records import Packet
     from pipeline.flow import Stages
     from pipeline.formats.feature_export import FeatureExporter
-    from pipeline.records import Packet
 
     Painter = Callable[[Packet], npt.NDArray[np.uint8]]
 
@@ -72,7 +72,7 @@ def features(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier files.")] = False,
 ) -> None:
     """Look at the features of a video (--view), or export them with the grid's geometry (--save)."""
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     if view is None and save is None:
         raise ConfigError(f"nothing to do: give --view ({', '.join(View)}) or --save ({', '.join(Save)})")
@@ -106,7 +106,7 @@ def _make_stages(source: Path, config: Path | None, settings: list[str], view: V
 
 
 def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | None:
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     if view != View.similarity:
         return None
@@ -123,7 +123,7 @@ def _paths(folder: Path, view: View | None, save: Save | None) -> list[Path]:
 
 
 def _refuse_existing(folder: Path, view: View | None, save: Save | None, *, overwrite: bool) -> None:
-    from pipeline.errors import OutputError
+    from pipeline.core.errors import OutputError
 
     for path in _paths(folder, view, save):
         if path.exists() and not overwrite:
@@ -147,8 +147,8 @@ def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> F
 
 def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_component: int) -> Painter:
     """What makes the picture of a packet, with everything that scales colours fixed."""
-    from pipeline.errors import ConfigError
-    from stages.ops import feature_views as views
+    from pipeline.core.errors import ConfigError
+    from stages.extract import views
 
     if view == View.pca:
         pca = views.JointPca(first_component)
@@ -168,7 +168,7 @@ def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_c
 
 
 def _similarity_painter(xy: tuple[float, float]) -> Painter:
-    from stages.ops import feature_views as views
+    from stages.extract import views
 
     asked: list[Any] = []
 
@@ -185,7 +185,7 @@ def _of(packet: Packet) -> Any:
 
 
 def _heat(packet: Packet, values: Any) -> npt.NDArray[np.uint8]:
-    from stages.ops.feature_views import paint_heat
+    from stages.extract.views import paint_heat
 
     return paint_heat(values, _of(packet).grid, packet.frame.image)
 
@@ -214,9 +214,9 @@ def _drain(
 
     from tqdm import tqdm
 
-    from pipeline.errors import InputError, StageError, TruncatedError
+    from pipeline.core.errors import InputError, StageError, TruncatedError
+    from pipeline.core.runner import Pipeline
     from pipeline.flow import chain
-    from pipeline.runner import Pipeline
     from stages.write import WriteConfig, Writer
 
     folder.mkdir(parents=True, exist_ok=True)

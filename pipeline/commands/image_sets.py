@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import MediaError, OutputError
-from pipeline.formats.image_folder import IMAGE_SUFFIXES, list_images, load_image
-from pipeline.formats.whole_files import write_text_whole
+from pipeline.core.errors import MediaError, OutputError
+from pipeline.core.files import IMAGE_SUFFIXES, list_images
+from pipeline.formats.image_folder import load_image
 
 if TYPE_CHECKING:
-    from pipeline.records import Features, PatchGrid
+    from pipeline.core.records import Features, PatchGrid
     from stages.extract import ExtractConfig, Extractor
 
 Image = npt.NDArray[np.uint8]
@@ -83,7 +82,7 @@ def describe(images: Sequence[tuple[str, Image]], extractor: Extractor) -> list[
     """Features of named images, in order."""
     from dataclasses import replace
 
-    from pipeline.records import Frame
+    from pipeline.core.records import Frame
 
     frames = (Frame(image, index, 0.0) for index, (_, image) in enumerate(images))
     described = []
@@ -130,11 +129,6 @@ def claim_folder(output: Path, *, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise OutputError(f"{output}: exists and is not empty; use --overwrite or another folder")
     output.mkdir(parents=True, exist_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_picture(path: Path, image: Image) -> None:

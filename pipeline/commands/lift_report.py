@@ -14,9 +14,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.backbone import Backbone
-    from pipeline.models.facets import FacetSpec
-    from pipeline.models.lift import LoadedLift
+    from stages.extract.backbone.backbone import Backbone
+    from stages.extract.backbone.facets import FacetSpec
+    from stages.extract.lift.module import LoadedLift
 
 SCALES = (112, 224, 448)
 KINDS = ("raw", "bilinear", "LiFT")
@@ -35,13 +35,12 @@ def lift_report(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """CKA between scales for raw, bilinear and lifted features; self-similarity maps; parameters, FLOPs, times."""
-    from pipeline.models.device import pick_device
-    from pipeline.models.lift import write_whole
-    from pipeline.models.lift_views import list_images
+    from pipeline.core.files import list_images, write_bytes_whole
+    from stages.extract.backbone.device import pick_device
 
     target = pick_device(device)
     model, spec, loaded = _load(backbone, facet, lift, target)
-    files = list_images(images)
+    files = list_images(images, recursive=True)
     chosen = files[:: max(1, len(files) // limit)][:limit]
     output.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"lift": loaded.report(), "images": len(chosen)}
@@ -50,15 +49,15 @@ def lift_report(
     if repeats:
         report["cost_timed"] = _cost(model, spec, loaded, time_hw, repeats)
     for path in chosen[:maps]:
-        write_whole(output / f"self_similarity_{path.stem}.png", _draw(model, spec, loaded, path))
-    write_whole(output / "report.json", json.dumps(report, indent=1).encode())
+        write_bytes_whole(output / f"self_similarity_{path.stem}.png", _draw(model, spec, loaded, path))
+    write_bytes_whole(output / "report.json", json.dumps(report, indent=1).encode())
     _print(report, output)
 
 
 def _load(backbone: str, facet: str, lift: str, device: Any) -> tuple[Backbone, FacetSpec, LoadedLift]:
-    from pipeline.models.backbone import load_backbone
-    from pipeline.models.facets import parse_facet
-    from pipeline.models.lift_choice import require_lift
+    from stages.extract.backbone.backbone import load_backbone
+    from stages.extract.backbone.facets import parse_facet
+    from stages.extract.lift.choice import require_lift
 
     model = load_backbone(backbone, device=device)
     spec = parse_facet(facet).resolved(model.num_layers)
@@ -71,7 +70,7 @@ def _pyramid(model: Backbone, path: Path) -> dict[int, Tensor]:
     import torch
 
     from pipeline.formats.image_folder import load_image
-    from pipeline.models.lift_views import Augmentation, make_scales, make_view
+    from pipeline.training.lift_views import Augmentation, make_scales, make_view
 
     view = make_view(load_image(path), Augmentation(), SCALES[-1])[None]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from pipeline.core.files import write_json_whole
+
 
 def match(
     a: Annotated[Path, typer.Argument(help="First image.")],
@@ -46,7 +48,7 @@ def match(
 
     from pipeline.commands import image_sets
     from pipeline.commands.match_images import Matcher
-    from pipeline.config import load_config
+    from pipeline.core.config import load_config
     from stages.extract import ExtractConfig
 
     files = image_sets.find_images([a, b])
@@ -69,7 +71,7 @@ def match(
         else:
             found = matcher.best_pairs(pairs, closely=closely)
     score = matcher.saliency_of(found)
-    image_sets.write_json(
+    write_json_whole(
         output / "matches.json",
         {
             "images": [str(file) for file in files],
@@ -114,10 +116,10 @@ def draw_matches(
     """
     import cv2
 
-    from stages.ops.drawing import id_colours
+    from pipeline.core.colors import id_colors
 
     height = 480
-    colours = id_colours(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
+    colours = id_colors(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
     sides = []
     for image, places in ((first, points), (second, partners)):
         scale = height / image.shape[0]
@@ -138,7 +140,7 @@ def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:
     >>> parse_point("12,3.5", (10, 20))
     (12.0, 3.5)
     """
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     try:
         x, y = (float(value) for value in text.split(","))

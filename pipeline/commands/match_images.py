@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from pipeline.commands.image_sets import DescribedImage, Image, describe
-from stages.extract import Extractor
-from stages.ops.closer_look import (
+from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
+from pipeline.images.closer_look import (
     NUM_ANCHORS,
     Box,
     PointPairs,
@@ -21,8 +21,8 @@ from stages.ops.closer_look import (
     look_closely,
     object_size_px,
 )
-from stages.ops.correspondences import find_correspondences, find_partners
-from stages.ops.kmeans import FloatArray, IntArray, normalize_rows
+from pipeline.images.correspondences import find_correspondences, find_partners
+from stages.extract import Extractor
 
 # The side windows are described at. More is worse: on the animals of docs/parts.md, 336 px lost a quarter of the
 # single points that 224 px found.

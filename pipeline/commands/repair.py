@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.backbone import Backbone
-    from pipeline.models.repair import Repairer, RepairSettings
-    from stages.ops.defect_survey import LayerSurvey
+    from pipeline.training.defect_survey import LayerSurvey
+    from pipeline.training.repair import Repairer, RepairSettings
+    from stages.extract.backbone.backbone import Backbone
 
 _SAVE_EVERY = 500
 
@@ -68,12 +68,12 @@ def repair(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
     """Mend the defective tokens of a ViT (SINDER): moves its singular values, writes new weights."""
-    from pipeline.models.lift_views import list_images
-    from pipeline.models.repair import RepairSettings
+    from pipeline.core.files import list_images
+    from pipeline.training.repair import RepairSettings
 
     _check(output, size=size, fit=fit, kernel=kernel, survey=survey, iterations=iterations, overwrite=overwrite)
     settings = RepairSettings(learning_rate, momentum, limit_layers, window, stop_share)
-    job = _Job(list_images(images), output, size, mu, kernel, fit, seed, iterations)
+    job = _Job(list_images(images, recursive=True), output, size, mu, kernel, fit, seed, iterations)
     model = _load(backbone, weights, device, size)
     directions = _directions(model, fit, seed)
     sample = _order(len(job.images), seed, 0)[:survey]
@@ -92,7 +92,7 @@ def repair(
 def _check(
     output: Path, *, size: int, fit: str, kernel: int, survey: int, iterations: int, overwrite: bool
 ) -> None:
-    from pipeline.errors import ConfigError, OutputError
+    from pipeline.core.errors import ConfigError, OutputError
 
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output}: name a .safetensors file")
@@ -110,8 +110,8 @@ def _check(
 def _load(name: str, weights: Path | None, device: str, size: int) -> Backbone:
     import torch
 
-    from pipeline.errors import ConfigError
-    from pipeline.models.backbone import load_backbone
+    from pipeline.core.errors import ConfigError
+    from stages.extract.backbone.backbone import load_backbone
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: valid are auto, cpu and cuda")
@@ -128,7 +128,7 @@ def _load(name: str, weights: Path | None, device: str, size: int) -> Backbone:
 
 
 def _directions(model: Backbone, fit: str, seed: int) -> Tensor:
-    from stages.ops.singular_directions import defect_directions
+    from stages.extract.repair.singular_directions import defect_directions
 
     return defect_directions(model.vit.blocks, fit="exact" if fit == "exact" else "sampled", seed=seed)
 
@@ -138,8 +138,8 @@ def _survey(model: Backbone, directions: Tensor, job: _Job, sample: Sequence[int
     import torch
     from tqdm import tqdm
 
-    from pipeline.models.facets import parse_facet
-    from stages.ops.defect_survey import DefectSurvey
+    from pipeline.training.defect_survey import DefectSurvey
+    from stages.extract.backbone.facets import parse_facet
 
     counter = DefectSurvey(
         directions, num_prefix_tokens=model.num_prefix_tokens, mu=job.mu, kernel=job.kernel, seed=job.seed
@@ -159,8 +159,8 @@ def _images(model: Backbone, job: _Job, order: Iterator[int]) -> Iterator[tuple[
     import torch
     from rich.console import Console
 
-    from pipeline.errors import MediaError
-    from pipeline.models.repair_data import load_square
+    from pipeline.core.errors import MediaError
+    from pipeline.training.repair_data import load_square
 
     size = job.size // model.patch_px * model.patch_px
     device = next(model.parameters()).device
@@ -198,7 +198,7 @@ def _endless(count: int, seed: int, skip: int) -> Iterator[int]:
 def _has_defects(survey: Sequence[LayerSurvey]) -> bool:
     from rich.console import Console
 
-    from stages.ops.defect_survey import CONTROL_FACTOR, MIN_NORM_RATIO, defective_layers
+    from pipeline.training.defect_survey import CONTROL_FACTOR, MIN_NORM_RATIO, defective_layers
 
     if defective_layers(survey):
         return True
@@ -246,7 +246,7 @@ def _show(when: str, survey: Sequence[LayerSurvey], images: int) -> None:
 def _clamp(model: Backbone, limit: float) -> None:
     from rich.console import Console
 
-    from pipeline.models.singular_values import clamp_singular_values
+    from pipeline.training.singular_values import clamp_singular_values
 
     cut = clamp_singular_values(model.vit.blocks, limit)
     Console().print(f"clamped {cut} singular values to {limit:g}", highlight=False)
@@ -256,8 +256,8 @@ def _train(model: Backbone, directions: Tensor, job: _Job, settings: RepairSetti
     """Train in place and fold; False where no image had defects, so that nothing moved."""
     from rich.console import Console
 
-    from pipeline.models.repair import Repairer
-    from stages.ops.sinder import defect_loss
+    from pipeline.training.repair import Repairer
+    from stages.extract.repair.sinder import defect_loss
 
     def loss(layer: int, tokens: Tensor) -> Tensor | None:
         return defect_loss(tokens, directions[layer], mu=job.mu, kernel=job.kernel)
@@ -332,7 +332,7 @@ def _identity(model: Backbone, job: _Job) -> dict[str, Any]:
 def _save(model: Backbone, job: _Job, clamp: float | None) -> None:
     from rich.console import Console
 
-    from pipeline.models.repair import save_backbone
+    from pipeline.training.repair import save_backbone
 
     made_by = "repair" if clamp is None else f"clamp {clamp:g}"
     save_backbone(model, job.output, {"made_by": made_by, "made_from_sha256": model.weights_sha256})

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pipeline.core.records import Detections, Packet
     from pipeline.evaluation.box_sequences import BoxSequence
     from pipeline.evaluation.retrieval import FrameObjects, GapCounts
     from pipeline.flow import FlowConfig
-    from pipeline.records import Detections, Packet
     from stages.extract import Extractor
     from stages.track import RoiConfig
 
@@ -85,7 +85,7 @@ class Kind:
 
 def _kinds(flow: FlowConfig, bins: Sequence[int], weightings: Sequence[str], *, has_masks: bool) -> list[Kind]:
     """Every facet of the config with every side and weighting asked for."""
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     wrong = [name for name in weightings if name not in WEIGHTINGS]
     if wrong or not weightings:
@@ -104,7 +104,7 @@ def _kinds(flow: FlowConfig, bins: Sequence[int], weightings: Sequence[str], *, 
 
 
 def _check(videos: Sequence[BoxSequence]) -> None:
-    from pipeline.errors import LabelFileError
+    from pipeline.core.errors import LabelFileError
 
     for video in videos:
         if not len(video.targets):
@@ -142,7 +142,7 @@ class _Video:
         """A function that gives the boxes and identities of a frame."""
         import numpy as np
 
-        from pipeline.records import Detections
+        from pipeline.core.records import Detections
 
         targets = self.video.targets
         targets = targets.select(targets.visibility >= self.min_visibility)
@@ -170,7 +170,7 @@ def _describe(packet: Packet, found: Detections, ids: npt.NDArray[np.int64], kin
     import numpy as np
 
     from pipeline.evaluation.retrieval import FrameObjects
-    from stages.track import describe_boxes
+    from stages.track.stage import describe_boxes
 
     assert packet.features is not None
     pooled = describe_boxes(packet.features, packet.labels, found, kind.roi, kind.facet)
@@ -190,8 +190,8 @@ def _report(
 
     from rich.console import Console
 
+    from pipeline.core.files import write_text_whole
     from pipeline.evaluation.track_plots import draw_gaps, write_gaps
-    from pipeline.formats.whole_files import write_text_whole
 
     console = Console()
     console.print(_table(curves, seconds))

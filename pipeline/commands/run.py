@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipeline.core.files import write_json_whole
+
 CLIP = Path(__file__).resolve().parents[2] / "tests" / "data" / "bigbuckbunny.mp4"
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -66,7 +68,7 @@ class Request:
 
 def _plan(inputs: list[Path], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
     """One request an input; several inputs take theirs from folders with an entry named after each."""
-    from pipeline.errors import InputError
+    from pipeline.core.errors import InputError
 
     names = [path.resolve().name if path.is_dir() else path.stem for path in inputs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -81,7 +83,7 @@ def _plan(inputs: list[Path], output: Path, masks: Path | None, detections: Path
 
 
 def _entry(folder: Path | None, name: str, suffix: str) -> Path | None:
-    from pipeline.errors import InputError
+    from pipeline.core.errors import InputError
 
     if folder is None:
         return None
@@ -93,7 +95,7 @@ def _entry(folder: Path | None, name: str, suffix: str) -> Path | None:
 
 def _run_all(requests: list[Request], config_path: Path | None, overrides: list[str], *, overwrite: bool) -> int:
     """Run every request; a failure does not stop the next ones. Returns the exit code."""
-    from pipeline.errors import InputError, LiftstreamError
+    from pipeline.core.errors import InputError, LiftstreamError
     from pipeline.flow import load_flow_config
     from stages.extract import Extractor
 
@@ -118,10 +120,10 @@ def _run_all(requests: list[Request], config_path: Path | None, overrides: list[
 
 def _run_one(request: Request, config: Any, console: Console, *, overwrite: bool, extractor: Any) -> Any:
     """Run one input to its files; returns the extractor, for the next input to share."""
-    from pipeline.errors import InputError, StageError, TruncatedError
+    from pipeline.core.errors import InputError, StageError, TruncatedError
     from pipeline.flow import make_stages
     from stages.decode import probe
-    from stages.write import prepare_output, remove_output
+    from stages.write.stage import prepare_output, remove_output
 
     info = probe(request.source, config.decode)
     masks, detections = _read_labels(request, info, config)
@@ -167,7 +169,7 @@ class _Record:
     """One run from its first frame to its ``run.json`` and summary."""
 
     def __init__(self, request: Request, config: Any, stages: Any) -> None:
-        from pipeline.runner import Pipeline
+        from pipeline.core.runner import Pipeline
 
         self.request = request
         self.config = config
@@ -223,7 +225,7 @@ class _Record:
             "versions": run_report.versions(),
         }
         folder = self.request.folder
-        run_report.write_json(folder / "run.json", values)
+        write_json_whole(folder / "run.json", values)
         rate = self.frames / self.seconds if self.seconds else 0.0
         title = f"{self.request.source.name}: {self.frames} frames in {self.seconds:.1f} s ({rate:.1f} fps)"
         console.print(run_report.summary_table(title, self.pipe.statistics, name))

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from pipeline.core.files import write_json_whole
+
 if TYPE_CHECKING:
     from pipeline.evaluation.pck import PointErrors
     from pipeline.formats.spair import SpairPair
@@ -41,8 +43,8 @@ def spair(
     from rich.console import Console
     from tqdm import tqdm
 
-    from pipeline.commands.image_sets import make_extractor, write_json
-    from pipeline.config import load_config
+    from pipeline.commands.image_sets import make_extractor
+    from pipeline.core.config import load_config
     from pipeline.evaluation.pck import mean_over_categories
     from pipeline.formats.spair import list_pairs, read_pair
     from stages.extract import ExtractConfig
@@ -73,7 +75,9 @@ def spair(
     for name, by_category in scores.items():
         console.print(f"{name} by {definition} size: {100 * by_category['mean']:.2f}")
     if output is not None:
-        write_json(output, {"protocol": protocol, "definition": definition, "pairs": count, "scores": scores})
+        write_json_whole(
+            output, {"protocol": protocol, "definition": definition, "pairs": count, "scores": scores}
+        )
 
 
 def letterbox(image: npt.NDArray[np.uint8], size_px: int) -> tuple[npt.NDArray[np.uint8], float, tuple[int, int]]:

@@ -67,7 +67,7 @@ def write_scores(output: Path, content: Mapping[str, Any]) -> Path:
     """Write scores as JSON to a file, or to ``scores.json`` in a folder; returns where."""
     import json
 
-    from pipeline.formats.whole_files import write_text_whole
+    from pipeline.core.files import write_text_whole
 
     path = output if output.suffix.lower() == ".json" else output / "scores.json"
     write_text_whole(path, json.dumps(content, indent=2) + "\n")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from pipeline.core.files import write_bytes_whole
+
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.backbone import Backbone
-    from pipeline.models.facets import FacetSpec
-    from pipeline.models.lift_data import FeatureCache
-    from pipeline.models.lift_training import History, Trainer, TrainSettings
+    from pipeline.training.lift_data import FeatureCache
+    from pipeline.training.lift_training import History, Trainer, TrainSettings
+    from stages.extract.backbone.backbone import Backbone
+    from stages.extract.backbone.facets import FacetSpec
 
 Facet = Literal["query", "key", "value", "token"]
 
@@ -62,11 +64,11 @@ def train_lift(
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run's checkpoint.")] = False,
 ) -> None:
     """Train LiFT on features of the frozen backbone at three scales; goes on where an earlier run was killed."""
-    from pipeline.models.backbone import load_backbone
-    from pipeline.models.device import pick_device, pick_precision
-    from pipeline.models.facets import FacetSpec
-    from pipeline.models.lift_training import Trainer, TrainSettings
-    from pipeline.models.lift_views import ViewSettings
+    from pipeline.training.lift_training import Trainer, TrainSettings
+    from pipeline.training.lift_views import ViewSettings
+    from stages.extract.backbone.backbone import load_backbone
+    from stages.extract.backbone.device import pick_device, pick_precision
+    from stages.extract.backbone.facets import FacetSpec
 
     target = pick_device(device)
     model = load_backbone(backbone, weights=weights, device=target)
@@ -98,7 +100,7 @@ def train_lift(
 
 
 def _check_options(output: Path, size: int, patch_px: int) -> None:
-    from pipeline.errors import ConfigError
+    from pipeline.core.errors import ConfigError
 
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output}: must end in .safetensors")
@@ -122,10 +124,10 @@ def _cached_features(
     """The cache with all views filled."""
     from tqdm import tqdm
 
-    from pipeline.models.lift_data import CacheKey, FeatureCache, hash_files
-    from pipeline.models.lift_views import list_images
+    from pipeline.core.files import list_images
+    from pipeline.training.lift_data import CacheKey, FeatureCache, hash_files
 
-    files = list_images(images)
+    files = list_images(images, recursive=True)
     key = CacheKey(model.name, str(spec), model.weights_sha256, hash_files(files), held_out, view_settings)
     features = FeatureCache.open(root, key, files)
     missing = sum(len(features.missing(view)) for view in range(views))
@@ -176,7 +178,7 @@ def _finish(
     import json
     from dataclasses import asdict
 
-    from pipeline.models.lift import LiftMetadata, save_lift, write_whole
+    from stages.extract.lift.module import LiftMetadata, save_lift
 
     scores = trainer.history.epochs[-1]
     facts = {
@@ -191,8 +193,8 @@ def _finish(
         trainer.model, LiftMetadata(model.name, str(spec), model.patch_px, model.weights_sha256, facts), output
     )
     log = {**facts, "seconds_of_last_run": round(seconds, 1), "history": asdict(trainer.history)}
-    write_whole(output.with_suffix(".log.json"), json.dumps(log, indent=1).encode())
-    write_whole(output.with_suffix(".curve.png"), plot_curve(trainer.history, trainer.settings))
+    write_bytes_whole(output.with_suffix(".log.json"), json.dumps(log, indent=1).encode())
+    write_bytes_whole(output.with_suffix(".curve.png"), plot_curve(trainer.history, trainer.settings))
     console = Console(soft_wrap=True)
     for level, what in (
         ("1", "half to full size"),

@@ -14,7 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import Detections, VideoInfo
 from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, mot_targets
 from pipeline.formats.bdd import FRAME_RATE, BddVideo, read_videos
 from pipeline.formats.boxes import BoxTable, to_detections
@@ -22,7 +23,6 @@ from pipeline.formats.detections import read_detections
 from pipeline.formats.image_folder import probe_folder
 from pipeline.formats.mot import read_table
 from pipeline.formats.mot_folders import MotSequence, find_sequences, open_sequence
-from pipeline.records import Detections, VideoInfo
 
 DataFormat = Literal["mot", "bdd"]
 

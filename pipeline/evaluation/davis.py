@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import MaskError
+from pipeline.core.errors import MaskError
 from pipeline.evaluation.davis_metrics import Statistics, boundary_measure, combine, region_similarity, statistics
 from pipeline.formats.davis import DavisSequence, Year, results_missing, year_mask
 from pipeline.formats.masks import VOID, object_ids

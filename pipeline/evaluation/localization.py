@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import LabelFileError
+from pipeline.core.arrays import box_iou
+from pipeline.core.errors import LabelFileError
 
 Box = tuple[float, float, float, float]
 
@@ -22,7 +23,7 @@ def corloc(boxes: Sequence[Box], truths: Sequence[Sequence[Box]], threshold: flo
     """
     if not boxes or len(boxes) != len(truths):
         raise ValueError(f"{len(boxes)} boxes for {len(truths)} annotated images")
-    hits = [any(_iou(box, true) >= threshold for true in found) for box, found in zip(boxes, truths, strict=True)]
+    hits = [bool((box_iou([box], found) >= threshold).any()) for box, found in zip(boxes, truths, strict=True)]
     return sum(hits) / len(hits)
 
 
@@ -53,13 +54,3 @@ def read_voc_boxes(path: Path, *, difficult: bool = True) -> list[Box]:
             raise LabelFileError(f"{path}: object {number} has no complete bndbox") from error
         boxes.append((left - 1.0, top - 1.0, right, bottom))
     return boxes
-
-
-def _iou(a: Box, b: Box) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union

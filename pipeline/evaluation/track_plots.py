@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.core.files import write_bytes_whole, write_text_whole
 from pipeline.evaluation.retrieval import GapCounts
 from pipeline.evaluation.tracking_metrics import pair
 from pipeline.evaluation.tracking_preprocess import match_at_half
 from pipeline.formats.boxes import BoxTable
-from pipeline.formats.whole_files import write_bytes_whole, write_text_whole
 
 _ROW_INCHES = 0.32
 _MAX_ROWS = 60

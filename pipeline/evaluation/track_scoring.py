@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
 from pipeline.evaluation.tracking_counts import TrackingScores, total
 from pipeline.evaluation.tracking_metrics import score
 from pipeline.evaluation.tracking_metrics_bdd import OfficialScores, official_scores

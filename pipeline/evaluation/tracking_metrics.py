@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from pipeline.core.arrays import box_iou
 from pipeline.evaluation.tracking_counts import HOTA_ALPHAS, Clear, Hota, Identity, TrackingScores, total
 from pipeline.formats.boxes import BoxTable
 
@@ -31,29 +32,6 @@ IOU_THRESHOLD = 0.5
 _EPS = float(np.finfo(np.float64).eps)
 #: Outweighs any IoU, so that a continued identity always wins the matching of CLEAR.
 _CONTINUATION_BONUS = 1000.0
-
-
-def box_iou(a: npt.ArrayLike, b: npt.ArrayLike, *, pixel_extent: float = 0.0) -> FloatArray:
-    """Intersection over union of all pairs.
-
-    Args:
-        a: ``(N, 4)`` boxes as left, top, right, bottom.
-        b: ``(M, 4)`` boxes.
-        pixel_extent: Added to every width and height; 1 where right and bottom name the last pixel (BDD100K).
-
-    Returns:
-        float64 ``(N, M)`` in [0, 1]; 0 where neither box has area.
-
-    >>> box_iou([[0, 0, 2, 2]], [[1, 0, 3, 2], [5, 5, 6, 6]]).round(3).tolist()
-    [[0.333, 0.0]]
-    """
-    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
-    size = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2]) + pixel_extent
-    intersection = np.clip(size, 0, None).prod(axis=-1)
-    areas = [np.clip(x[:, 2:] - x[:, :2] + pixel_extent, 0, None).prod(axis=-1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1][None, :] - intersection
-    iou: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-    return iou
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +70,7 @@ def pair(gt: BoxTable, tracks: BoxTable, num_frames: int | None = None, *, pixel
         gt: Ground truth, every row a target (filter ignored boxes first).
         tracks: Tracker output.
         num_frames: Length of the sequence; up to the last box of either by default.
-        pixel_extent: See :func:`box_iou`.
+        pixel_extent: See :func:`pipeline.core.arrays.box_iou`.
     """
     length = max(gt.num_frames, tracks.num_frames, num_frames or 0)
     gt_names, gt_ids = np.unique(gt.ids, return_inverse=True)

@@ -19,8 +19,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import LabelFileError
-from pipeline.evaluation.tracking_metrics import IOU_THRESHOLD, best_pairs, box_iou
+from pipeline.core.arrays import box_iou
+from pipeline.core.errors import LabelFileError
+from pipeline.evaluation.tracking_metrics import IOU_THRESHOLD, best_pairs
 from pipeline.formats.boxes import BoxTable
 
 Benchmark = Literal["plain", "MOT15", "MOT16", "MOT17", "MOT20"]
@@ -146,7 +147,7 @@ def bdd_targets(
         tracks: Results of it, from the same.
         category: The class.
         matcher: Which tracks count as matched and are safe from deletion.
-        pixel_extent: 1 for the official scores, see :func:`pipeline.evaluation.tracking_metrics.box_iou`.
+        pixel_extent: 1 for the official scores, see :func:`pipeline.core.arrays.box_iou`.
     """
     targets = gt.select(np.flatnonzero(~gt.ignored)).of_categories([category])
     regions = gt.select(np.flatnonzero(gt.ignored))

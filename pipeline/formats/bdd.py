@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.files import write_text_whole
+from pipeline.core.records import VideoInfo
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
 from pipeline.formats.mot import Detected
-from pipeline.formats.whole_files import write_text_whole
-from pipeline.records import VideoInfo
 
 Spelling = Literal["scalabel", "first"]
 #: Rate at which BDD100K's tracking frames were taken from its videos, in frames a second.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import LabelFileError
-from pipeline.records import Detections
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import Detections
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

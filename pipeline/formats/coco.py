@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import VideoInfo
 from pipeline.formats.bdd import load_json
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
 from pipeline.formats.mot import Detected
-from pipeline.records import VideoInfo
 
 
 def read_detections(path: Path, info: VideoInfo) -> Detected:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import MaskError, MediaError
+from pipeline.core.errors import MaskError, MediaError
 from pipeline.formats.masks import VOID, object_ids, single_object
 from pipeline.formats.palette import read_indexed_png
 

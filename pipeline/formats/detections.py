@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.core.records import VideoInfo
 from pipeline.formats import bdd, coco, mot
 from pipeline.formats.mot import Detected
-from pipeline.records import VideoInfo
 
 
 def read_detections(path: Path, info: VideoInfo) -> Detected:

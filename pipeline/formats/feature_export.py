@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from pipeline.errors import OutputError
-from pipeline.grid import PatchGrid
-from pipeline.records import Packet
+from pipeline.core.errors import OutputError
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Packet
 
 ExportFormat = Literal["npz", "zarr"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,34 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import MediaError
-from pipeline.records import Frame, VideoInfo
+from pipeline.core.errors import MediaError
+from pipeline.core.files import list_images
+from pipeline.core.records import Frame, VideoInfo
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 _EXIF_ORIENTATION = 0x0112
 _SWAPPING_ORIENTATIONS = frozenset({5, 6, 7, 8})
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that orders numbers by value.
-
-    >>> sorted(["f10", "f9", "f1"], key=natural_key)
-    ['f1', 'f9', 'f10']
-    """
-    parts = re.split(r"(\d+)", name.lower())
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The folder's images in natural order.
-
-    Raises:
-        MediaError: There are none.
-    """
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    if not files:
-        raise MediaError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(files, key=lambda path: natural_key(path.stem))
 
 
 def load_image(path: Path) -> npt.NDArray[np.uint8]:

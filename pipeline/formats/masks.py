@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import MaskError
+from pipeline.core.errors import MaskError
+from pipeline.core.records import VideoInfo
 from pipeline.formats.palette import read_indexed_png
-from pipeline.records import VideoInfo
 
 VOID = 255
 """Pixels of this value belong to nobody: neither object nor background."""

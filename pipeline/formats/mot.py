@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.files import write_text_whole
+from pipeline.core.records import Detections, Track, VideoInfo
 from pipeline.formats.boxes import BoxTable, ClipCounts, check_frame, to_detections
-from pipeline.formats.whole_files import write_text_whole
-from pipeline.records import Detections, Track, VideoInfo
 
 Kind = Literal["gt", "det", "results"]
 _MIN_COLUMNS = 6

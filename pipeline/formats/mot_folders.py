@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from pipeline.errors import LabelFileError, MediaError
-from pipeline.formats.image_folder import IMAGE_SUFFIXES, probe_folder
-from pipeline.records import VideoInfo
+from pipeline.core.errors import LabelFileError, MediaError
+from pipeline.core.files import IMAGE_SUFFIXES
+from pipeline.core.records import VideoInfo
+from pipeline.formats.image_folder import probe_folder
 
 DETECTORS = ("DPM", "FRCNN", "SDP")
 SPLITS = ("train", "val", "test")

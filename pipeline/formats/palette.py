@@ -6,14 +6,14 @@ with 191 where VOC has 192; from 22 on a grey of the id's own value.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.errors import MaskError
+from pipeline.core.errors import MaskError
+from pipeline.core.files import whole_file
 
 _LAST_COLOUR = 21
 _ONE_CHANNEL_MODES = {"P", "L", "1"}
@@ -51,12 +51,8 @@ def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
         raise ValueError(f"an index mask is uint8 (H, W), got {mask.dtype} {mask.shape}")
     image = Image.fromarray(mask)
     image.putpalette(davis_palette().tobytes())
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         image.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:

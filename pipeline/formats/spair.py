@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import LabelFileError, MediaError
+from pipeline.core.errors import LabelFileError, MediaError
 
 Box = tuple[float, float, float, float]
 

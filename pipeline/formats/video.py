@@ -19,8 +19,8 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import MediaError
-from pipeline.records import Frame, VideoInfo
+from pipeline.core.errors import MediaError
+from pipeline.core.records import Frame, VideoInfo
 
 _DEFAULT_RATE = Fraction(25)
 _DURATION_TOLERANCE_SECONDS = 0.5

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import run_pipeline
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
+from pipeline.core.presets import load_preset
 from pipeline.formats.palette import write_indexed_png
-from pipeline.presets import load_preset
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PRESETS = REPOSITORY / "configs" / "davis.yaml"
@@ -99,7 +99,7 @@ def test_bad_input_ends_with_one_line(root: Path, tmp_path: Path, capfd: pytest.
 
 
 def test_every_preset_is_a_valid_config() -> None:
-    from pipeline.config import load_config, load_yaml
+    from pipeline.core.config import load_config, load_yaml
     from pipeline.flow import FlowConfig
 
     names = list(load_yaml(PRESETS)["presets"])

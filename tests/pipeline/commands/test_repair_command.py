@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import run_pipeline
-from pipeline.models.backbone import load_backbone
-from pipeline.models.facets import parse_facet
-from pipeline.models.repair import save_backbone
-from pipeline.models.repair_data import load_square
+from pipeline.training.repair import save_backbone
+from pipeline.training.repair_data import load_square
+from stages.extract.backbone.backbone import load_backbone
+from stages.extract.backbone.facets import parse_facet
 
 BACKBONE = "vit_tiny_patch16_224"
 
@@ -28,7 +28,7 @@ def job(planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     for index, image in enumerate(planted.images):
         pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    monkeypatch.setattr("pipeline.models.backbone.load_backbone", short_model)
+    monkeypatch.setattr("stages.extract.backbone.backbone.load_backbone", short_model)
     return {"images": folder, "weights": weights, "output": tmp_path / "new" / "repaired.safetensors"}
 
 
@@ -95,7 +95,7 @@ def test_clamping_lowers_the_norms_without_training(
 def test_an_interrupted_repair_is_taken_up_again(
     job: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.models.repair import Repairer
+    from pipeline.training.repair import Repairer
 
     plain, steps = Repairer.step, 0
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import run_pipeline
 from pipeline.commands.box_data import CONFIG
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
 from pipeline.evaluation.box_sequences import load_sequences
 from pipeline.formats.bdd import read_videos
 from pipeline.formats.mot import read_table

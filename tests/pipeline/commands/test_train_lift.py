@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import run_pipeline
-from pipeline.models.facets import parse_facet
-from pipeline.models.lift import load_lift
+from stages.extract.backbone.facets import parse_facet
+from stages.extract.lift.module import load_lift
 
 
 @pytest.fixture

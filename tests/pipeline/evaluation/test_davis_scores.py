@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline.errors import MaskError
+from pipeline.core.errors import MaskError
 from pipeline.evaluation.davis import score_results
 from pipeline.formats.davis import DavisSequence, open_davis
 from pipeline.formats.palette import write_indexed_png

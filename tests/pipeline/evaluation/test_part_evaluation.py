@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.commands.image_sets import claim_folder, contact_sheet, find_images, load_named
 from pipeline.commands.match import draw_matches
 from pipeline.commands.spair import letterbox
-from pipeline.errors import InputError, LabelFileError, MediaError, OutputError
+from pipeline.core.errors import InputError, LabelFileError, MediaError, OutputError
 from pipeline.evaluation.localization import corloc, read_voc_boxes
 from pipeline.evaluation.part_metrics import Consistency, cosegmentation_scores, part_consistency
 from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, pck, transfer_points

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
 from pipeline.evaluation.track_scoring import score_bdd, score_mot
 
 GT = "1,1,1,1,10,10,1,1,1\n2,1,2,1,10,10,1,1,1\n1,2,101,1,10,10,1,3,1\n"

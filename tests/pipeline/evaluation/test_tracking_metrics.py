@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.core.arrays import box_iou
 from pipeline.evaluation.tracking_counts import TrackingScores, total
 from pipeline.evaluation.tracking_metrics import (
     Pairing,
-    box_iou,
     clear,
     hota,
     identity,

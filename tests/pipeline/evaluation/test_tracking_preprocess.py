@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
 from pipeline.evaluation.tracking_preprocess import (
     Benchmark,
     bdd_categories,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import VideoInfo
 from pipeline.formats.bdd import BddVideo, Spelling, read_detections, read_videos, write_videos
 from pipeline.formats.boxes import BoxTable
-from pipeline.records import VideoInfo
 
 BOX = {"x1": 1.0, "y1": 2.0, "x2": 5.0, "y2": 9.0}
 

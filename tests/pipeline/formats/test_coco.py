@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import VideoInfo
 from pipeline.formats import detections
 from pipeline.formats.coco import read_detections, read_table
-from pipeline.records import VideoInfo
 
 
 def _file(folder: Path, content: Any) -> Path:

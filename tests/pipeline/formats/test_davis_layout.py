@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import MaskError, MediaError
+from pipeline.core.errors import MaskError, MediaError
+from pipeline.core.records import VideoInfo
 from pipeline.formats.davis import open_davis
 from pipeline.formats.masks import load_masks
 from pipeline.formats.palette import davis_palette, read_indexed_png, write_indexed_png
-from pipeline.records import VideoInfo
 
 INFO = VideoInfo(Path("clip.mp4"), 4, 6, Fraction(24), 10, Fraction(1, 24))
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import OutputError
+from pipeline.core.errors import OutputError
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Features, Frame, Packet
 from pipeline.formats.feature_export import ExportFormat, FeatureExporter
-from pipeline.grid import PatchGrid
-from pipeline.records import Features, Frame, Packet
 
 GRID = PatchGrid.from_input((40, 60), (40, 60), patch_px=10, stride_px=10)
 IMAGE = np.zeros((40, 60, 3), np.uint8)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import LabelFileError
+from pipeline.core.errors import LabelFileError
+from pipeline.core.records import Track, VideoInfo
 from pipeline.formats.boxes import BoxTable
 from pipeline.formats.mot import Kind, format_track, read_detections, read_table, write_table
-from pipeline.records import Track, VideoInfo
 
 INFO = VideoInfo(Path("video"), 100, 200, Fraction(24), 10, Fraction(1, 24))
 

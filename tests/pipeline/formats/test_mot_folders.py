@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.errors import LabelFileError, MediaError
+from pipeline.core.errors import LabelFileError, MediaError
 from pipeline.formats.mot_folders import find_sequences, load_sequence, open_sequence, read_seqinfo
 
 INI = "[Sequence]\nname={name}\nimDir={images}\nframeRate=25\nseqLength={length}\nimWidth=8\nimHeight=6\n"

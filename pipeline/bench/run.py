@@ -1,0 +1,168 @@
+"""``bench runner``, ``bench run``, ``bench memory``: what the streaming costs, and whether memory stays flat."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.commands.run import CLIP
+
+_MEGABYTE = 1024 * 1024
+
+
+def bench_runner(
+    packets: Annotated[int, typer.Option(help="Packets to send through.")] = 50_000,
+    queues: Annotated[int, typer.Option(help="Stages with a queue each.")] = 6,
+    queue_depth: Annotated[int, typer.Option(help="Items that may wait between two stages.")] = 4,
+) -> None:
+    """Packets a second through stages that do nothing: the cost of the runner itself."""
+    from pipeline.core.runner import Pipeline
+
+    def nothing(items: Iterable[int]) -> Iterator[int]:
+        yield from items
+
+    started = time.perf_counter()
+    with Pipeline(queue_depth) as pipe:
+        items: Iterable[int] = range(packets)
+        for number in range(queues):
+            items = pipe.buffer(nothing(items), name=f"stage {number}")
+        arrived = sum(1 for _ in items)
+    seconds = time.perf_counter() - started
+    Console().print(
+        f"{arrived} packets through {queues} queues of {queue_depth}: {arrived / seconds:,.0f} a second"
+    )
+
+
+def bench_run(
+    source: Annotated[Path, typer.Option(help="Video; the bundled clip by default.")] = CLIP,
+    config: Annotated[Path | None, typer.Option(help="YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+) -> None:
+    """A run's wall time against the slowest stage run alone and against its CPU time over the cores."""
+    import os
+    import tempfile
+
+    from pipeline.flow import load_flow_config
+
+    flow_config = load_flow_config(config, overrides or [])
+    with tempfile.TemporaryDirectory() as folder:
+        alone = _stages_alone(source, flow_config, Path(folder) / "alone")
+        wall_seconds, cpu_seconds, table = _together(source, flow_config, Path(folder) / "together")
+    cores = len(os.sched_getaffinity(0))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    shown = Table(title="busy seconds of each stage run alone", title_justify="left")
+    shown.add_column("stage")
+    shown.add_column("seconds", justify="right")
+    for name, seconds in alone.items():
+        shown.add_row(name, f"{seconds:.2f}")
+    console.print(shown)
+    bound = max(max(alone.values()), cpu_seconds / cores)
+    console.print(
+        f"wall {wall_seconds:.1f} s; slowest stage alone {max(alone.values()):.1f} s; "
+        f"CPU {cpu_seconds:.1f} s over {cores} cores = {cpu_seconds / cores:.1f} s; "
+        f"wall is {wall_seconds / bound:.2f} times the larger"
+    )
+
+
+def _stages_alone(source: Path, config: Any, folder: Path) -> dict[str, float]:
+    """Each stage over the whole input with nothing beside it; its input is held in memory."""
+    from pipeline.flow import make_stages
+
+    folder.mkdir()
+    stages = make_stages(source, config, output=folder).present()
+    seconds: dict[str, float] = {}
+    items: list[Any] = []
+    for name, stage in stages.items():
+        started = time.perf_counter()
+        items = list(stage() if name == "decode" else stage(items))
+        seconds[name] = time.perf_counter() - started
+    return seconds
+
+
+def _together(source: Path, config: Any, folder: Path) -> tuple[float, float, Table]:
+    from pipeline.core.runner import Pipeline
+    from pipeline.flow import chain, make_stages
+    from pipeline.run_report import peak_memory_bytes, summary_table
+
+    folder.mkdir()
+    stages = make_stages(source, config, output=folder)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with Pipeline(config.queue_depth) as pipe:
+        frames = sum(1 for _ in chain(pipe, stages))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    bottleneck = pipe.bottleneck()
+    title = f"{frames} frames in {wall:.1f} s; peak memory of the process {peak_memory_bytes() / _MEGABYTE:.0f} MB"
+    return wall, cpu, summary_table(title, pipe.statistics, bottleneck.name if bottleneck else None)
+
+
+def bench_memory(
+    frames: Annotated[int, typer.Option(help="Frames of the long run.")] = 2000,
+    early: Annotated[int, typer.Option(help="Frame at which memory is read first.")] = 200,
+) -> None:
+    """Resident memory late in a long video against early, all stages on, with a tiny random backbone."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, last = resident_over_time(Path(folder), frames=frames, early=early)
+    Console().print(
+        f"resident after {early} frames {first / _MEGABYTE:.1f} MB, "
+        f"after {frames} frames {last / _MEGABYTE:.1f} MB: {(last - first) / _MEGABYTE:+.1f} MB"
+    )
+
+
+def resident_over_time(folder: Path, *, frames: int, early: int) -> tuple[int, int]:
+    """Resident bytes when frame ``early`` and the last of ``frames`` leave a flow with all stages on.
+
+    The video is made on the spot: two squares that move over a textured ground, so that every stage has work.
+    """
+    from pipeline.core.runner import Pipeline
+    from pipeline.flow import FlowConfig, chain, make_stages
+    from stages.extract import ExtractConfig
+
+    video = folder / "moving.mp4"
+    _write_moving_squares(video, frames)
+    extract = ExtractConfig(
+        backbone="vit_tiny_patch16_224", weights="random", short_side=96, facets=("key@11",), lift="none"
+    )
+    output = folder / "out"
+    output.mkdir()
+    stages = make_stages(video, FlowConfig(extract=extract), output=output)
+    resident: dict[int, int] = {}
+    with Pipeline(4) as pipe:
+        for packet in chain(pipe, stages):
+            if packet.index + 1 in (early, frames):
+                gc.collect()
+                resident[packet.index + 1] = _resident_bytes()
+    return resident[early], resident[frames]
+
+
+def _resident_bytes() -> int:
+    import os
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _write_moving_squares(path: Path, frames: int) -> None:
+    import av
+    import numpy as np
+
+    ground = np.random.default_rng(0).integers(60, 120, (96, 128, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for index in range(frames):
+            image = ground.copy()
+            x, y = 10 + index % 60, 20 + (index // 3) % 30
+            image[y : y + 32, x : x + 32] = (220, 60, 40)
+            image[60:84, 90 - x // 2 : 114 - x // 2] = (40, 80, 230)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))

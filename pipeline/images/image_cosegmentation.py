@@ -1,0 +1,238 @@
+"""Co-segmentation of a set of images: the foreground they share, its parts, and pixels.
+
+Source: Amir et al. 2021, section 4 and supplement (https://arxiv.org/abs/2112.05814): saliency votes on clusters
+of all images' descriptors, parts by clustering the foreground again, dense CRF, GrabCut, crops as augmentation,
+and a filter for images that do not belong.
+
+Differs from the reference: augmented images are marked, not recognised by name; all images come back in their
+order, outliers with empty masks; without a salient cluster all masks are empty; the CRF's energies are
+interpolated, not nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
+from pipeline.core.kmeans import squared_distances
+from pipeline.core.records import PatchGrid
+from pipeline.images.grabcut import grabcut
+from stages.cosegment.cosegmentation import (
+    KmeansOptions,
+    fit_clusters,
+    fit_parts,
+    relative_saliency,
+    three_stage_parts,
+    vote_logits,
+)
+from stages.cosegment.crf import dense_crf
+from stages.cosegment.foreground import fit_discriminant
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class SetImage:
+    """One image of the set.
+
+    Attributes:
+        image: uint8 ``(H, W, 3)``.
+        grid: Where its cells lie.
+        rows: float32 ``(N, C)``, L2-normalised.
+        saliency: float32 ``(N,)`` in [0, 1].
+        cls: float32 ``(C',)``, or None.
+        original: False for an augmentation, which joins the clustering but never votes or comes back.
+    """
+
+    image: npt.NDArray[np.uint8]
+    grid: PatchGrid
+    rows: FloatArray
+    saliency: FloatArray
+    cls: FloatArray | None = None
+    original: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SetOptions:
+    """How a set is co-segmented.
+
+    Attributes:
+        kmeans: Of both stages.
+        method: ``vote`` (the paper's) or ``discriminant`` (self-taught, for saliency that is weak).
+        saliency_threshold: Mean saliency of a cluster to get an image's vote.
+        relative: Whether that threshold counts in multiples of the image's mean saliency.
+        votes_percent: Share of the images that must agree.
+        num_parts: Number of parts; None lets the elbow rule find it.
+        three_stage: Keep only the parts all images have in common.
+        part_elbow: Elbow of the middle of the three stages.
+        grabcut: Refine the foreground with GrabCut.
+        crf: Refine the parts with a dense CRF.
+        outlier_cosine: Images whose CLS descriptor has a smaller cosine to the mean are left out; None keeps all.
+    """
+
+    kmeans: KmeansOptions
+    method: Literal["vote", "discriminant"] = "vote"
+    saliency_threshold: float = 0.065
+    relative: bool = False
+    votes_percent: float = 75.0
+    num_parts: int | None = 4
+    three_stage: bool = False
+    part_elbow: float = 0.94
+    grabcut: bool = True
+    crf: bool = True
+    outlier_cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """One image's result.
+
+    Attributes:
+        foreground: bool ``(H, W)``.
+        parts: uint8 ``(H, W)``, 0 is background, parts count from 1 and mean the same in all images.
+        outlier: Whether the image was left out.
+    """
+
+    foreground: BoolArray
+    parts: npt.NDArray[np.uint8]
+    outlier: bool = False
+
+
+def find_outliers(cls: list[FloatArray], min_cosine: float = 0.7) -> BoolArray:
+    """Which images do not belong: CLS descriptors too far from the un-normalised mean of all.
+
+    >>> find_outliers([np.array([1.0, 0.0]), np.array([1.0, 0.1]), np.array([-0.2, 1.0])], 0.6).tolist()
+    [False, False, True]
+    """
+    stacked = np.stack(cls).astype(np.float32)
+    mean = normalize_rows(stacked.mean(axis=0)[None])[0]
+    return np.asarray(normalize_rows(stacked) @ mean < min_cosine, bool)
+
+
+def cosegment_images(images: list[SetImage], options: SetOptions) -> list[SetResult]:
+    """Foreground and parts of every original image, in their order.
+
+    Args:
+        images: The set; an augmentation may stand anywhere.
+        options: How.
+    """
+    originals = [image for image in images if image.original]
+    outliers = np.zeros(len(originals), bool)
+    if options.outlier_cosine is not None and all(image.cls is not None for image in originals):
+        outliers = find_outliers(
+            [c for image in originals if (c := image.cls) is not None], options.outlier_cosine
+        )
+    inliers = [image for image, out in zip(originals, outliers, strict=True) if not out]
+    found = iter(_cosegment([*inliers, *(i for i in images if not i.original)], len(inliers), options))
+    return [_nothing(image) if out else next(found) for image, out in zip(originals, outliers, strict=True)]
+
+
+def _cosegment(images: list[SetImage], num_voting: int, options: SetOptions) -> list[SetResult]:
+    """Results of the first ``num_voting`` images; the others only join the clustering."""
+    if num_voting == 0:
+        return []
+    rows = [image.rows for image in images]
+    logits, centers = _foreground(images, num_voting, options)
+    masks = [values > 0 for values in logits]
+    if not any(mask.any() for mask in masks[:num_voting]):
+        return [_empty(image) for image in images[:num_voting]]
+    if options.three_stage:
+        # Only originals decide what is common; augmentations would make a part at the border look uncommon.
+        parts = three_stage_parts(
+            rows[:num_voting],
+            masks[:num_voting],
+            num_parts=options.num_parts,
+            options=options.kmeans,
+            part_elbow=options.part_elbow,
+            relabel=lambda number, middle: _cell_labels(
+                images[number], middle, centers, logits[number], options.crf
+            ),
+        )
+    else:
+        parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
+    return [_to_pixels(images[i], masks[i], parts, centers, logits[i], options) for i in range(num_voting)]
+
+
+def _foreground(
+    images: list[SetImage], num_voting: int, options: SetOptions
+) -> tuple[list[FloatArray], FloatArray | None]:
+    """Log odds of foreground of every image's cells, and the background's centroids where there are any."""
+    rows = [image.rows for image in images]
+    if options.method == "discriminant":
+        saliency = [relative_saliency(image.saliency) for image in images]
+        still = [np.zeros_like(values) for values in saliency]
+        learnt = fit_discriminant(rows, saliency, still, cues="saliency")
+        if learnt is None:
+            return [np.full(len(r), -1.0, np.float32) for r in rows], None
+        return [learnt.logits(r) for r in rows], None
+    convert = relative_saliency if options.relative else np.asarray
+    clusters, salient = fit_clusters(
+        rows,
+        [np.asarray(convert(image.saliency), np.float32) for image in images[:num_voting]],
+        options=options.kmeans,
+        threshold=options.saliency_threshold,
+        votes_percent=options.votes_percent,
+    )
+    return [vote_logits(r, clusters, salient) for r in rows], clusters[~salient]
+
+
+def _energies(image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray) -> FloatArray:
+    """Unary energies ``(P + 1, h, w)``: squared distances to the parts and, last, to the background."""
+    distances = squared_distances(image.rows, parts)
+    if centers is not None and len(centers):
+        background = squared_distances(image.rows, centers).min(axis=1)
+    else:
+        background = distances.min(axis=1) + np.clip(logits, -20.0, 20.0) / 20.0
+    energy = np.concatenate([distances, background[:, None]], axis=1)
+    energy -= energy.max(axis=1, keepdims=True)
+    return np.ascontiguousarray(energy.T.reshape(-1, *image.grid.grid_hw), np.float32)
+
+
+def _pixel_labels(
+    image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray, crf: bool
+) -> IntArray:
+    """Part of every pixel, 0 .. P - 1; P is background."""
+    energy = image.grid.upsample(torch.from_numpy(_energies(image, parts, centers, logits))).numpy()
+    return np.asarray(dense_crf(energy, image.image).argmax(axis=0) if crf else energy.argmin(axis=0), np.int64)
+
+
+def _cell_labels(
+    image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray, crf: bool
+) -> IntArray:
+    """Part of every cell after refinement; -1 is background."""
+    labels = torch.from_numpy(_pixel_labels(image, parts, centers, logits, crf))
+    cells = image.grid.sample_nearest(labels).numpy().ravel()
+    return np.where(cells == len(parts), -1, cells)
+
+
+def _to_pixels(
+    image: SetImage,
+    mask: BoolArray,
+    parts: FloatArray,
+    centers: FloatArray | None,
+    logits: FloatArray,
+    options: SetOptions,
+) -> SetResult:
+    if not mask.any():
+        return _empty(image)
+    soft = torch.from_numpy(np.clip(logits, -4.0, 4.0).reshape(1, *image.grid.grid_hw))
+    foreground = np.asarray(image.grid.upsample(soft)[0].numpy() > 0, bool)
+    if options.grabcut:
+        foreground = grabcut(image.image, foreground)
+    labels = _pixel_labels(image, parts, centers, logits, options.crf)
+    numbered = np.where(labels == len(parts), 0, labels + 1).astype(np.uint8)
+    return SetResult(foreground, numbered)
+
+
+def _empty(image: SetImage) -> SetResult:
+    size = image.image.shape[:2]
+    return SetResult(np.zeros(size, bool), np.zeros(size, np.uint8))
+
+
+def _nothing(image: SetImage) -> SetResult:
+    return replace(_empty(image), outlier=True)

@@ -1,0 +1,214 @@
+"""What a shot is made of: foreground, clusters and parts, fitted on a window and kept up to date.
+
+The codebook of the streaming co-segmentation. Amir et al. 2021 (section 4) treat the frames of a video as a set of
+images; here the same is fitted on a window of frames and then follows the stream with mini-batch k-means that
+forgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.arrays import FloatArray, IntArray
+from pipeline.core.kmeans import assign, fit_kmeans, minibatch_update, sample_rows
+from stages.cosegment.cosegmentation import (
+    KmeansOptions,
+    fit_clusters,
+    fit_parts,
+    three_stage_parts,
+    vote_logits,
+)
+from stages.cosegment.foreground import Discriminant, fit_discriminant
+
+ForegroundMethod = Literal["discriminant", "vote"]
+Cues = Literal["both", "saliency", "motion"]
+
+# The clusters only measure how well the codebook fits where the discriminant finds the foreground: few rounds do.
+_MONITOR_ROUNDS = 20
+# Passes over the window in which the discriminant learns what is known to be background.
+_CORRECTION_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the codebook needs of a frame.
+
+    Attributes:
+        rows: float32 ``(N, C)``, L2-normalised descriptors.
+        saliency: float32 ``(N,)``, relative to the frame's mean; zeros where there is none.
+        motion_px: float32 ``(N,)``, motion against the camera; None for the first frame of a shot.
+        gray: uint8 ``(H', W')``, a small copy of the frame; None where nothing in time is wanted.
+        flow: float32 ``(H', W', 2)`` to the frame before; None for the first frame of a shot.
+    """
+
+    rows: FloatArray
+    saliency: FloatArray
+    motion_px: FloatArray | None
+    gray: npt.NDArray[np.uint8] | None = None
+    flow: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How a codebook is fitted; the fields are those of the stage's config."""
+
+    kmeans: KmeansOptions
+    foreground: ForegroundMethod = "discriminant"
+    cues: Cues = "both"
+    num_parts: int | None = 4
+    three_stage: bool = False
+    part_elbow: float = 0.94
+    saliency_threshold: float = 2.0
+    votes_percent: float = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Foreground, clusters and parts of a shot.
+
+    Attributes:
+        clusters: float32 ``(K, C)``, centroids of everything.
+        cluster_counts: float64 ``(K,)``, their faded members.
+        salient: bool ``(K,)``, the clusters voted foreground; all False where the discriminant decides.
+        discriminant: Decides the foreground, or None where the votes do or nothing was found.
+        parts: float32 ``(P, C)``, centroids of the foreground.
+        part_counts: float64 ``(P,)``.
+        fit_error: Mean squared distance to the clusters when fitted.
+        spread: Mean squared distance to the mean when fitted, the scale that distances are judged on.
+    """
+
+    clusters: FloatArray
+    cluster_counts: npt.NDArray[np.float64]
+    salient: npt.NDArray[np.bool_]
+    discriminant: Discriminant | None
+    parts: FloatArray
+    part_counts: npt.NDArray[np.float64]
+    fit_error: float
+    spread: float
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is foreground."""
+        return len(self.parts) == 0
+
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """Log odds of foreground of each cell."""
+        if self.discriminant is not None:
+            return self.discriminant.logits(rows)
+        return vote_logits(rows, self.clusters, self.salient)
+
+    def error_of(self, rows: FloatArray) -> float:
+        """How badly a frame fits, relative to the window; about 1 while nothing changes."""
+        return float(assign(rows, self.clusters)[1].mean()) / max(self.fit_error, 1e-6)
+
+    def updated(
+        self, seen: Observation, forgetting: float, *, background: npt.NDArray[np.bool_] | None = None
+    ) -> Codebook:
+        """The codebook after one more frame; cells known to be background, ``(N,)``, are learnt as such."""
+        labels, _ = assign(seen.rows, self.clusters)
+        clusters, counts = minibatch_update(
+            self.clusters, self.cluster_counts, seen.rows, labels, forgetting=forgetting
+        )
+        discriminant, parts, part_counts = self.discriminant, self.parts, self.part_counts
+        if discriminant is not None and seen.motion_px is not None:
+            discriminant = discriminant.updated(
+                seen.rows, seen.saliency, seen.motion_px, forgetting, background=background
+            )
+        foreground = self.logits(seen.rows) > 0
+        inside = seen.rows[foreground if background is None else foreground & ~background]
+        if len(inside) and not self.is_empty:
+            members, _ = assign(inside, parts)
+            parts, part_counts = minibatch_update(parts, part_counts, inside, members, forgetting=forgetting)
+        return replace(
+            self,
+            clusters=clusters,
+            cluster_counts=counts,
+            discriminant=discriminant,
+            parts=parts,
+            part_counts=part_counts,
+        )
+
+
+def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
+    """Fit foreground and parts on a window of at least one frame."""
+    rows = [seen.rows for seen in window]
+    saliency = [seen.saliency for seen in window]
+    discriminant = None
+    if options.foreground == "discriminant":
+        discriminant = fit_discriminant(rows, saliency, _motion_of(window), cues=options.cues)
+        clusters = _monitor_clusters(rows, options.kmeans)
+        salient = np.zeros(len(clusters), bool)
+    else:
+        clusters, salient = fit_clusters(
+            rows,
+            saliency,
+            options=options.kmeans,
+            threshold=options.saliency_threshold,
+            votes_percent=options.votes_percent,
+        )
+    everything = np.concatenate(rows)
+    members, distances = assign(everything, clusters)
+    bare = Codebook(
+        clusters,
+        np.bincount(members, minlength=len(clusters)).astype(np.float64),
+        salient,
+        discriminant,
+        np.zeros((0, everything.shape[1]), np.float32),
+        np.zeros(0),
+        float(distances.mean()),
+        float(np.square(everything - everything.mean(axis=0)).sum(axis=1).mean()),
+    )
+    return with_parts(bare, rows, options)
+
+
+def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) -> Codebook:
+    """The codebook with parts fitted on what it calls foreground among ``rows``, ``(N, C)`` a frame."""
+    masks = [codebook.logits(frame) > 0 for frame in rows]
+    if options.three_stage:
+        parts = three_stage_parts(
+            rows, masks, num_parts=options.num_parts, options=options.kmeans, part_elbow=options.part_elbow
+        )
+    else:
+        parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
+    if not len(parts):
+        return replace(codebook, parts=codebook.parts[:0], part_counts=codebook.part_counts[:0])
+    inside: IntArray = np.concatenate([assign(r[m], parts)[0] for r, m in zip(rows, masks, strict=True)])
+    return replace(codebook, parts=parts, part_counts=np.bincount(inside, minlength=len(parts)).astype(np.float64))
+
+
+def without_background(
+    codebook: Codebook, window: list[Observation], background: npt.NDArray[np.bool_], options: FitOptions
+) -> Codebook:
+    """The codebook of a window, once some cells of all its frames, bool ``(N,)``, are known to be background."""
+    discriminant = codebook.discriminant
+    for _ in range(_CORRECTION_ROUNDS if discriminant is not None else 0):
+        assert discriminant is not None
+        discriminant = discriminant.updated(
+            np.concatenate([seen.rows for seen in window]),
+            np.concatenate([seen.saliency for seen in window]),
+            np.concatenate(_motion_of(window)),
+            0.0,
+            background=np.tile(background, len(window)),
+        )
+    return with_parts(replace(codebook, discriminant=discriminant), [s.rows[~background] for s in window], options)
+
+
+def _monitor_clusters(rows: list[FloatArray], kmeans: KmeansOptions) -> FloatArray:
+    training = sample_rows(rows, kmeans.sample_interval)
+    return fit_kmeans(training, kmeans.max_clusters, iterations=_MONITOR_ROUNDS, redo=1)
+
+
+def _motion_of(window: list[Observation]) -> list[FloatArray]:
+    """Motion of every frame; the first frame of a shot has none and borrows its successor's."""
+    motions: list[FloatArray] = []
+    for place, seen in enumerate(window):
+        later = window[place + 1].motion_px if place + 1 < len(window) else None
+        found = seen.motion_px if seen.motion_px is not None else later
+        motions.append(
+            found if found is not None and len(found) == len(seen.rows) else np.zeros_like(seen.saliency)
+        )
+    return motions

@@ -1,0 +1,157 @@
+"""Pictures of features: joint PCA, saliency, similarity to a point, norms.
+
+Everything that scales colours (the PCA's basis, the range of norms) is fixed from a sample of the whole video
+before the first picture is made, so a colour means the same in every frame and nothing flickers.
+
+PCA view: Amir et al. 2021, figure 2 (one basis for all images, descriptors centred and not normalised).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Features
+
+_LOW, _HIGH = 0.01, 0.99
+_KEPT_PER_FRAME = 512
+
+
+class JointPca:
+    """Principal components of the descriptors of many frames, met one frame at a time.
+
+    Only sums are kept, and up to 512 descriptors a frame to set the colours' ranges. :meth:`fit` ends the
+    collection; colours are the same function of the descriptor from then on.
+    """
+
+    def __init__(self, first_component: int = 0) -> None:
+        """Collect for a picture of three components from ``first_component`` (0-based) on."""
+        self._first = first_component
+        self._count = 0
+        self._sum: Tensor | None = None
+        self._outer: Tensor | None = None
+        self._kept: list[Tensor] = []
+
+    def update(self, data: Tensor) -> None:
+        """Take in a feature map ``(C, h, w)``."""
+        points = data.flatten(1).T.double()
+        if self._sum is None or self._outer is None:
+            self._sum, self._outer = torch.zeros_like(points[0]), torch.zeros_like(points.T @ points)
+        self._count += len(points)
+        self._sum += points.sum(dim=0)
+        self._outer += points.T @ points
+        self._kept.append(points[:: max(1, len(points) // _KEPT_PER_FRAME)].float())
+
+    def fit(self) -> None:
+        """Fix the basis and the range of every component: its 1st to 99th percentile over the sample.
+
+        Raises:
+            ConfigError: Nothing was taken in, or the features have too few channels.
+        """
+        if self._sum is None or self._outer is None:
+            raise ConfigError("there is no frame to compute the principal components from")
+        if len(self._sum) < self._first + 3:
+            raise ConfigError(f"features of {len(self._sum)} channels have no component {self._first + 3}")
+        self.mean = (self._sum / self._count).float()
+        covariance = self._outer / self._count - torch.outer(self._sum, self._sum) / self._count**2
+        _, vectors = torch.linalg.eigh(covariance)
+        basis = vectors.flip(-1)[:, self._first : self._first + 3].float()
+        # An eigenvector has no sign: the largest entry is made positive, so that two runs have the same colours.
+        largest = basis.abs().argmax(dim=0)
+        self.basis = basis * basis[largest, torch.arange(3, device=basis.device)].sign()
+        projected = (torch.cat(self._kept) - self.mean) @ self.basis
+        ends = torch.tensor([_LOW, _HIGH], device=projected.device)
+        self.low, self.high = projected.quantile(ends, dim=0)
+        self._kept = []
+
+    def colors(self, data: Tensor) -> Tensor:
+        """Red, green and blue ``(3, h, w)`` in [0, 1] of a feature map ``(C, h, w)``."""
+        projected = (data.float() - self.mean[:, None, None]).flatten(1).T @ self.basis
+        scaled = (projected - self.low) / (self.high - self.low).clamp_min(1e-12)
+        colors: Tensor = scaled.clamp(0, 1).T.reshape(3, *data.shape[1:])
+        return colors
+
+
+class NormRange:
+    """The range of descriptor norms over a sample of frames."""
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def update(self, data: Tensor) -> None:
+        """Take in a feature map ``(C, h, w)``."""
+        self._kept.append(data.float().norm(dim=0).flatten())
+
+    def fit(self) -> None:
+        """Fix the range: zero to the largest norm met.
+
+        Raises:
+            ConfigError: Nothing was taken in.
+        """
+        if not self._kept:
+            raise ConfigError("there is no frame to measure norms on")
+        self.high = torch.cat(self._kept).max().clamp_min(1e-12)
+        self._kept = []
+
+    def values(self, data: Tensor) -> Tensor:
+        """Norms ``(h, w)`` as a part of the largest, in [0, 1]."""
+        norms: Tensor = data.float().norm(dim=0)
+        return (norms / self.high).clamp(0, 1)
+
+
+def check_point(xy: tuple[float, float], image_hw: tuple[int, int]) -> None:
+    """Refuse a point outside of a frame.
+
+    Raises:
+        ConfigError: Says what is inside.
+    """
+    if not (0 <= xy[0] < image_hw[1] and 0 <= xy[1] < image_hw[0]):
+        raise ConfigError(
+            f"point {xy[0]:g},{xy[1]:g} lies outside of the frame; valid: x from 0 to {image_hw[1] - 1}, "
+            f"y from 0 to {image_hw[0] - 1}"
+        )
+
+
+def descriptor_at(features: Features, xy: tuple[float, float]) -> Tensor:
+    """The L2-normalised descriptor ``(C,)`` at pixel ``xy`` of the frame, bilinear between the cells.
+
+    Raises:
+        ConfigError: The point lies outside of the frame.
+    """
+    grid = features.grid
+    check_point(xy, grid.image_hw)
+    cell = grid.pixels_to_cells(torch.tensor([[xy[0] + 0.5, xy[1] + 0.5]], device=features.data.device))
+    size = torch.tensor([grid.grid_hw[1], grid.grid_hw[0]], device=cell.device)
+    where = (cell * 2 / size - 1)[None, None]
+    data = features.data.float()[None]
+    sampled = F.grid_sample(data, where, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.normalize(sampled[0, :, 0, 0], dim=0)
+
+
+def similarity_map(features: Features, descriptor: Tensor) -> Tensor:
+    """Cosine of every cell ``(h, w)`` to a normalised descriptor ``(C,)``."""
+    return torch.einsum("c,chw->hw", descriptor, F.normalize(features.data.float(), dim=0))
+
+
+def paint_colors(colors: Tensor, grid: PatchGrid) -> npt.NDArray[np.uint8]:
+    """``(3, h, w)`` in [0, 1] as a picture of the frame's size, uint8 ``(H, W, 3)``."""
+    whole = grid.upsample(colors).clamp(0, 1) * 255
+    picture: npt.NDArray[np.uint8] = whole.round().byte().permute(1, 2, 0).cpu().numpy()
+    return picture
+
+
+def paint_heat(
+    values: Tensor, grid: PatchGrid, image: npt.NDArray[np.uint8], *, opacity: float = 0.65
+) -> npt.NDArray[np.uint8]:
+    """``(h, w)`` in [0, 1] as a heat map over the frame, uint8 ``(H, W, 3)``."""
+    whole = grid.upsample(values.float()[None])[0].clamp(0, 1) * 255
+    heat = cv2.applyColorMap(whole.round().byte().cpu().numpy(), cv2.COLORMAP_TURBO)
+    heat = cv2.cvtColor(heat, cv2.COLOR_BGR2RGB)
+    blended: npt.NDArray[np.uint8] = np.asarray(cv2.addWeighted(heat, opacity, image, 1 - opacity, 0), np.uint8)
+    return blended

@@ -1,0 +1,65 @@
+"""The values by which labels are carried on, and the windows they mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.core.config import StrictModel
+from stages.propagate.label_maps import Sampling, Stretch
+from stages.propagate.propagation import Window
+
+
+class RefineConfig(StrictModel):
+    """Smoothing of the soft maps along the frame's edges, for the output only."""
+
+    enabled: bool = True
+    cell_px: int = Field(7, ge=1)
+    radius_px: int = Field(4, ge=1)
+    epsilon: float = Field(1e-4, gt=0)
+
+
+class PropagateConfig(StrictModel):
+    """How labels are carried on; every field is explained in ``configs/default.yaml``."""
+
+    enabled: bool = True
+    facets: tuple[str, ...] = ()
+    context_frames: int = Field(7, ge=0)
+    max_references: int = Field(8, ge=1)
+    prefix_copies: int = Field(0, ge=0)
+    radius_cells: float = Field(12, ge=0)
+    window: Literal["square", "disc", "disc_inclusive"] = "square"
+    window_on_references: bool = True
+    prior_sigma_cells: float | None = Field(None, gt=0)
+    prior_floor: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(5, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    keep_ties: bool = True
+    first_labels: Sampling = "area"
+    label_cells: int = Field(1, ge=1, le=16)
+    stretch: Stretch = "channel"
+    object_weight: float = Field(1.0, gt=0)
+    upsample_factor: int | None = Field(None, ge=1)
+    refine: RefineConfig = RefineConfig()
+    discover_every: int = Field(12, ge=0)
+    max_bytes: int = Field(256 * 2**20, ge=2**20)
+
+
+def make_windows(config: PropagateConfig) -> tuple[Window, Window]:
+    """The windows on recent frames and on references."""
+    window = Window(
+        config.radius_cells or None,
+        "square" if config.window == "square" else "disc",
+        inclusive=config.window == "disc_inclusive",
+    )
+    return window, window if config.window_on_references else Window(None)
+
+
+def at_distance(config: PropagateConfig, window: Window, frames_apart: int) -> Window:
+    """The window on a frame so far back: objects walk at random, so the prior's variance grows with time."""
+    if config.prior_sigma_cells is None:
+        return window
+    sigma = config.prior_sigma_cells * max(frames_apart, 1) ** 0.5
+    return replace(window, prior_sigma_cells=sigma, prior_floor=config.prior_floor)

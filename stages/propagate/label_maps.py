@@ -1,0 +1,263 @@
+"""From index masks at the frame's size to label maps on the feature grid, and back.
+
+Onto the grid: nearest (DINO), bilinear (videowalk) or the share of the cell's area that each object covers.
+Back: the soft maps are upsampled, optionally stretched channel by channel to [0, 1] (DINO's evaluation), and each
+pixel takes the object with the largest value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.records import PatchGrid
+from pipeline.formats.masks import VOID
+from stages.propagate.guided_filter import GuidedFilter
+
+Sampling = Literal["nearest", "bilinear", "area"]
+Stretch = Literal["none", "channel", "pixel"]
+IndexMask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMask:
+    """Label maps of a given mask.
+
+    Attributes:
+        labels: float32 ``(K + 1, h, w)``, background first; sums to 1 over the channels.
+        rescued: Ids of objects that no cell would have shown, kept at the cell they cover most.
+    """
+
+    labels: Tensor
+    rescued: tuple[int, ...]
+
+
+def encode_mask(
+    mask: IndexMask,
+    object_ids: Sequence[int],
+    grid: PatchGrid,
+    *,
+    sampling: Sampling = "nearest",
+    device: torch.device | None = None,
+) -> EncodedMask:
+    """Label maps on the grid of an index mask.
+
+    Args:
+        mask: uint8 ``(H, W)``; void pixels (255) count for no object.
+        object_ids: The ids that get channels 1 to K, in this order; others are background.
+        grid: The feature grid.
+        sampling: "nearest" takes the pixel that holds the cell's centre, "bilinear" interpolates at the centre,
+            "area" takes the share of the cell's area outside void.
+        device: Where the result goes.
+
+    >>> grid = PatchGrid((2, 4), (1, 2), (2.0, 2.0), (1.0, 1.0))
+    >>> mask = np.array([[5, 5, 5, 0], [5, 5, 0, 0]], np.uint8)
+    >>> encode_mask(mask, [5], grid, sampling="area").labels[1].tolist()
+    [[1.0, 0.25]]
+    """
+    pixels = torch.from_numpy(mask).to(device)
+    onehot = torch.stack([pixels == number for number in object_ids]) if object_ids else pixels[None][:0] > 0
+    if sampling == "nearest":
+        objects = _sample_nearest(pixels, object_ids, onehot, grid)
+    elif sampling == "bilinear":
+        objects = _sample_bilinear(onehot, grid)
+    else:
+        objects = _sample_area(onehot, pixels != VOID, grid)
+    labels = torch.cat([1 - objects.sum(0, keepdim=True), objects]).clamp(0, 1)
+    rescued = _rescue(labels, onehot, grid)
+    return EncodedMask(labels, tuple(object_ids[k] for k in rescued))
+
+
+def subdivided(grid: PatchGrid, parts: int) -> PatchGrid:
+    """The grid whose cells are ``parts`` x ``parts`` to each cell of ``grid``.
+
+    >>> subdivided(PatchGrid((8, 8), (2, 2), (4.0, 4.0), (2.0, 2.0)), 4).offset_px
+    (0.5, 0.5)
+    """
+    stride, offset = grid.stride_px, grid.offset_px
+    return PatchGrid(
+        image_hw=grid.image_hw,
+        grid_hw=(grid.grid_hw[0] * parts, grid.grid_hw[1] * parts),
+        stride_px=(stride[0] / parts, stride[1] / parts),
+        offset_px=(
+            offset[0] - stride[0] * (parts - 1) / (2 * parts),
+            offset[1] - stride[1] * (parts - 1) / (2 * parts),
+        ),
+    )
+
+
+def pack_cells(labels: Tensor, parts: int) -> Tensor:
+    """Label maps on a subdivided grid as more channels on the cells: ``(K, h s, w s)`` to ``(K s s, h, w)``."""
+    return F.pixel_unshuffle(labels[:, None], parts).flatten(0, 1) if parts > 1 else labels
+
+
+def unpack_cells(packed: Tensor, parts: int) -> Tensor:
+    """Inverse of :func:`pack_cells`."""
+    if parts == 1:
+        return packed
+    return F.pixel_shuffle(packed.view(-1, parts * parts, *packed.shape[1:]), parts)[:, 0]
+
+
+def decode_labels(
+    labels: Tensor,
+    object_ids: Sequence[int],
+    grid: PatchGrid,
+    *,
+    stretch: Stretch = "none",
+    object_weight: float = 1.0,
+    upsample_factor: int | None = None,
+) -> IndexMask:
+    """The index mask, at the frame's size, of soft label maps.
+
+    Args:
+        labels: float32 ``(K + 1, h, w)``, background first.
+        object_ids: The ids of channels 1 to K.
+        grid: The feature grid.
+        stretch: "channel" stretches each upsampled channel to [0, 1] over the frame (DINO); "pixel" each pixel
+            over its channels (videowalk), which never changes the winner.
+        object_weight: Factor on the objects' channels against the background's.
+        upsample_factor: Pixels a cell of the upsampled map, which then goes to the frame's size by nearest
+            neighbour (DINO: the patch size). None upsamples straight to the frame's size.
+
+    Returns:
+        uint8 ``(H, W)``. Where channels are equal the first one wins.
+    """
+    size = grid.image_hw
+    if upsample_factor is not None:
+        size = (grid.grid_hw[0] * upsample_factor, grid.grid_hw[1] * upsample_factor)
+    # One channel at a time: with many objects on a large frame all upsampled maps together are gigabytes.
+    winner = torch.zeros(size, dtype=torch.uint8, device=labels.device)
+    highest = torch.full(size, -torch.inf, device=labels.device)
+    for channel, number in enumerate((0, *object_ids)):
+        values = _upsample(labels[channel], grid, size, registered=upsample_factor is not None)
+        if stretch == "channel":
+            values = stretch_channel(values)
+        if channel and object_weight != 1:
+            values = values * object_weight
+        wins = values > highest
+        winner.masked_fill_(wins, number)
+        highest = torch.maximum(highest, values)
+    return resize_nearest(winner, grid.image_hw).cpu().numpy()
+
+
+def refine_labels(
+    labels: Tensor,
+    image: npt.NDArray[np.uint8],
+    grid: PatchGrid,
+    *,
+    cell_px: int,
+    radius_px: int,
+    epsilon: float,
+    stretch: Stretch = "none",
+) -> Tensor:
+    """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels a cell of ``grid``.
+
+    Args:
+        labels: float32 ``(K + 1, h', w')``, background first, on ``grid`` or a subdivision of it.
+        image: uint8 ``(H, W, 3)``, the frame.
+        grid: The feature grid.
+        cell_px: Pixels a cell at the working size, so that the cost does not depend on the frame's size.
+        radius_px: Radius of the guided filter at the working size.
+        epsilon: Its epsilon, for colours in [0, 1].
+        stretch: "channel" stretches each channel to [0, 1] first, after which they are scaled to sum to 1.
+
+    Returns:
+        float32 ``(K + 1, h'', w'')`` that covers the frame, on the device of ``labels``.
+    """
+    size = (grid.grid_hw[0] * cell_px, grid.grid_hw[1] * cell_px)
+    guide = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    fine = subdivided(grid, labels.shape[1] // grid.grid_hw[0])
+    maps = fine.upsample(labels, size)
+    if stretch == "channel":
+        maps = torch.stack([stretch_channel(channel) for channel in maps])
+        maps = maps / maps.sum(0).clamp(min=1e-6)
+    smooth = GuidedFilter(guide, radius_px=radius_px, epsilon=epsilon)
+    # The background is what the objects leave: the filter is linear, and keeps constants.
+    objects = [torch.from_numpy(smooth(channel.cpu().numpy())) for channel in maps[1:]]
+    if not objects:
+        return maps
+    filtered = torch.stack(objects).to(labels.device)
+    return torch.cat([1 - filtered.sum(0, keepdim=True), filtered])
+
+
+def stretch_channel(values: Tensor) -> Tensor:
+    """One map stretched to [0, 1]; a map without positive values, or a constant one, stays as it is.
+
+    >>> stretch_channel(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    low, high = values.amin(), values.amax()
+    if high <= 0 or high == low:
+        return values
+    return (values - low) / (high - low)
+
+
+def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Nearest neighbour as Pillow does it: output i reads input floor((i + 0.5) * in / out).
+
+    >>> resize_nearest(torch.tensor([[1, 2, 3]]), (1, 2)).tolist()
+    [[1, 3]]
+    """
+    if tuple(index_map.shape) == size_hw:
+        return index_map
+    picks = []
+    for have, want in zip(index_map.shape, size_hw, strict=True):
+        # Pillow adds the step up; where a position falls on a pixel's border the rounding of the sum decides.
+        step = have / want
+        positions = np.add.accumulate(np.r_[step * 0.5, np.full(want - 1, step)])
+        picks.append(torch.from_numpy(positions.astype(np.int64)).clamp(max=have - 1).to(index_map.device))
+    return index_map[picks[0][:, None], picks[1]]
+
+
+def _upsample(channel: Tensor, grid: PatchGrid, size: tuple[int, int], *, registered: bool) -> Tensor:
+    if registered:
+        return F.interpolate(channel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return grid.upsample(channel[None], size)[0]
+
+
+def _sample_nearest(pixels: Tensor, object_ids: Sequence[int], onehot: Tensor, grid: PatchGrid) -> Tensor:
+    if not grid.fills_image or not object_ids:
+        return grid.sample_nearest(onehot).to(torch.float32)
+    cells = resize_nearest(pixels, grid.grid_hw)
+    return torch.stack([cells == number for number in object_ids]).to(torch.float32)
+
+
+def _sample_bilinear(onehot: Tensor, grid: PatchGrid) -> Tensor:
+    if grid.fills_image:
+        values = onehot.to(torch.float32)
+        return F.interpolate(values[None], size=grid.grid_hw, mode="bilinear", align_corners=False)[0]
+    height, width = grid.image_hw
+    centers = grid.cell_centers(onehot.device) / torch.tensor([width, height], device=onehot.device) * 2 - 1
+    values = onehot.to(torch.float32)[None]
+    return F.grid_sample(values, centers[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+def _sample_area(onehot: Tensor, known: Tensor, grid: PatchGrid) -> Tensor:
+    if not len(onehot):
+        return torch.zeros((0, *grid.grid_hw), device=onehot.device)
+    shares = grid.sample_area(onehot.to(torch.float32))
+    if bool(known.all()):
+        return shares
+    return shares / grid.sample_area(known[None].to(torch.float32)).clamp(min=1e-6)
+
+
+def _rescue(labels: Tensor, onehot: Tensor, grid: PatchGrid) -> list[int]:
+    """Give each object that wins no cell the cell it covers most; changes ``labels``, returns the objects."""
+    winners = labels.argmax(0)
+    lost = [k for k in range(len(onehot)) if bool(onehot[k].any()) and not bool((winners == k + 1).any())]
+    taken = torch.zeros(grid.num_cells, dtype=torch.bool, device=labels.device)
+    for k in lost:
+        cover = grid.sample_area(onehot[k : k + 1].to(torch.float32))[0].flatten()
+        cell = int(cover.masked_fill(taken, -1).argmax())
+        taken[cell] = True
+        labels.view(len(labels), -1)[:, cell] = 0
+        labels.view(len(labels), -1)[k + 1, cell] = 1
+    return lost

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core.colors import OBJECT_COLORS, PART_COLORS, id_colors
+from pipeline.core.records import Frame, LabelMap, Packet, PartMap, Track
+from stages.annotate.drawing import tint
+from stages.annotate.stage import AnnotateConfig, Annotator, line_thickness
+
+
+def packet(index: int = 0, *, height: int = 120, width: int = 160, left: float = 40.0) -> Packet:
+    mask = np.zeros((height, width), np.uint8)
+    mask[30:90, 40:100] = 2
+    parts = np.zeros((height, width), np.uint8)
+    parts[30:60, 40:100] = 1
+    return Packet(
+        Frame(np.full((height, width, 3), 100, np.uint8), index, index / 25),
+        parts=PartMap(np.zeros((2, 3), np.uint8), 1, parts, np.zeros((2, 3), np.float32)),
+        labels=LabelMap(torch.zeros(2, 2, 3), (2,), mask),
+        tracks=(Track(2, (left, 30.0, left + 60, 90.0), 1.0),),
+    )
+
+
+def test_regions_are_tinted_in_their_colour_and_the_rest_is_untouched() -> None:
+    (drawn,) = Annotator(AnnotateConfig(trail_frames=0))([packet()])
+    picture = drawn.annotated
+    assert picture is not None
+    expected = 0.55 * 100 + 0.45 * PART_COLORS[1].astype(float)
+    np.testing.assert_allclose(picture[45, 70], expected, atol=1)
+    expected = 0.70 * 100 + 0.30 * OBJECT_COLORS[2].astype(float)
+    np.testing.assert_allclose(picture[75, 70], expected, atol=1)
+    assert (picture[110, 140] == 100).all()
+
+
+def test_the_input_frame_is_never_drawn_on() -> None:
+    for layout in ("overlay", "grid"):
+        given = packet()
+        list(Annotator(AnnotateConfig(layout=layout))([given]))
+        assert (given.frame.image == 100).all()
+
+
+def test_a_box_has_its_objects_colour() -> None:
+    (drawn,) = Annotator(AnnotateConfig(outline_objects=False, object_opacity=0))([packet(left=10.0)])
+    assert drawn.annotated is not None
+    np.testing.assert_array_equal(drawn.annotated[80, 10], OBJECT_COLORS[2])
+
+
+@pytest.mark.parametrize("size", [(48, 64), (49, 63), (360, 640)])
+@pytest.mark.parametrize("layout", ["overlay", "grid"])
+def test_every_layout_keeps_the_frames_size(layout: str, size: tuple[int, int]) -> None:
+    given = Packet(Frame(np.zeros((*size, 3), np.uint8), 0, 0.0), tracks=(Track(1, (1.0, 1.0, 30.0, 30.0), 1.0),))
+    (drawn,) = Annotator(AnnotateConfig(layout=layout))([given])
+    assert drawn.annotated is not None
+    assert drawn.annotated.shape == (*size, 3)
+    assert drawn.annotated.any()
+
+
+def test_lines_grow_with_the_frame() -> None:
+    assert [line_thickness((rows, 2 * rows)) for rows in (240, 360, 720, 1080, 2160)] == [2, 2, 2, 3, 6]
+
+
+def test_colours_do_not_depend_on_how_many_there_are() -> None:
+    few = id_colors(3, first_hue=0.1, saturation=1.0, value=1.0)
+    many = id_colors(200, first_hue=0.1, saturation=1.0, value=1.0)
+    np.testing.assert_array_equal(few, many[:4])
+    assert len(np.unique(many, axis=0)) > 190
+
+
+def test_tinting_nothing_gives_a_copy() -> None:
+    image = np.full((4, 4, 3), 9, np.uint8)
+    out = tint(image, np.zeros((4, 4), np.uint8), OBJECT_COLORS, 0.5)
+    assert out is not image
+    np.testing.assert_array_equal(out, image)

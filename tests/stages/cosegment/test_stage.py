@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Features, Frame, Packet
+from stages.cosegment import CosegmentConfig, Cosegmenter
+
+SIZE, CELL, CHANNELS = (12, 16), 8, 24
+FAST = {"kmeans_iterations": 10, "kmeans_redo": 1, "sample_interval": 1, "num_parts": 2, "warmup_frames": 4}
+
+
+def moving_square(
+    count: int, *, scene: int = 0, first: int = 0, salient: bool = True, noise: float = 0.08
+) -> Iterator[Packet]:
+    """A square of two halves that wanders over a background; another ``scene`` shows other things."""
+    grid = PatchGrid.from_input((96, 128), (96, 128), patch_px=CELL, stride_px=CELL)
+    looks = np.linalg.qr(np.random.default_rng(100 + scene).standard_normal((CHANNELS, CHANNELS)))[0]
+    colours = np.random.default_rng(200 + scene).integers(0, 255, (3, 3))
+    for index in range(first, first + count):
+        rng = np.random.default_rng(index)
+        kind = np.zeros(SIZE, int)
+        left = 3 + index % 5
+        kind[3:8, left : left + 3] = 1
+        kind[3:8, left + 3 : left + 6] = 2
+        data = looks[kind] + noise * rng.standard_normal((*SIZE, CHANNELS))
+        image = np.kron(colours[kind], np.ones((CELL, CELL, 1))).astype(np.uint8)
+        saliency = torch.from_numpy((kind > 0).astype(np.float32)) if salient else torch.zeros(SIZE)
+        features = Features(torch.from_numpy(data).float().permute(2, 0, 1).contiguous(), grid, saliency)
+        yield Packet(Frame(image, index, index / 25), features)
+
+
+def truth_of(index: int) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[3:8, 3 + index % 5 : 9 + index % 5] = True
+    return np.kron(mask, np.ones((CELL, CELL), bool))
+
+
+def run(packets: Iterator[Packet] | list[Packet], **options: object) -> tuple[list[Packet], Cosegmenter]:
+    stage = Cosegmenter(CosegmentConfig.model_validate({**FAST, **options}))
+    return list(stage(iter(packets))), stage
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "two_pass"}, {"foreground": "vote"}, {"three_stage": True}, {"refine": "crf"}]
+)
+def test_object_is_foreground_in_every_frame_from_the_first(options: dict[str, object]) -> None:
+    packets, stage = run(moving_square(10), **options)
+    assert [packet.index for packet in packets] == list(range(10))
+    for packet in packets:
+        assert packet.parts is not None
+        mask, truth = packet.parts.index_mask > 0, truth_of(packet.index)
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.7
+    assert [fit["frame"] for fit in stage.report()["fits"]] == [0]
+
+
+def test_parts_keep_their_numbers_and_are_reported() -> None:
+    packets, stage = run(moving_square(12))
+    left_half = set()
+    for packet in packets:
+        assert packet.parts is not None
+        left_half.add(int(packet.parts.part_ids[5, 3 + packet.index % 5 + 1]))
+    assert len(left_half) == 1
+    parts = stage.report()["parts"]
+    assert [part["number"] for part in parts] == [1, 2]
+    for part in parts:
+        assert (part["first_frame"], part["last_frame"]) == (0, 11)
+        assert part["mean_area_px"] == pytest.approx(15 * CELL * CELL, rel=0.4)
+        assert part["colour"].startswith("#")
+
+
+def test_at_most_the_warm_up_is_held_back() -> None:
+    taken = 0
+
+    def source() -> Iterator[Packet]:
+        nonlocal taken
+        for packet in moving_square(12):
+            taken += 1
+            yield packet
+
+    for given, _ in enumerate(Cosegmenter(CosegmentConfig.model_validate(FAST))(source())):
+        assert taken - given <= 4
+
+
+def test_cut_refits_at_the_cut_and_a_scene_that_returns_gets_its_numbers_back() -> None:
+    shots = [
+        *moving_square(8),
+        *moving_square(8, scene=1, first=8),
+        *moving_square(8, first=16),
+    ]
+    packets, stage = run(shots)
+    fits = stage.report()["fits"]
+    assert [(fit["frame"], fit["reason"]) for fit in fits] == [(0, "start"), (8, "cut"), (16, "cut")]
+    assert sorted(fits[2]["parts"]) == sorted(fits[0]["parts"])
+    assert not set(fits[1]["parts"]) & set(fits[0]["parts"])
+    assert len(packets) == 24
+
+
+def test_cut_inside_the_warm_up_flushes_what_waits() -> None:
+    packets, stage = run([*moving_square(2), *moving_square(6, scene=1, first=2)])
+    assert [packet.index for packet in packets] == list(range(8))
+    assert [fit["frame"] for fit in stage.report()["fits"]] == [0, 2]
+
+
+def test_a_jump_in_the_first_frames_makes_no_parts_of_its_own() -> None:
+    shots = [*moving_square(2), *moving_square(14, scene=1, first=2)]
+    packets, stage = run(shots, warmup_frames=12)
+    assert [packet.index for packet in packets] == list(range(16))
+    assert [fit["frame"] for fit in stage.report()["fits"]] == [0]
+    assert len(stage.report()["parts"]) <= 2
+    _, separate = run(shots, warmup_frames=4)
+    assert len(separate.report()["parts"]) == 4
+
+
+@pytest.mark.parametrize("mode", ["streaming", "two_pass"])
+@pytest.mark.parametrize("foreground", ["discriminant", "vote"])
+def test_nothing_salient_gives_empty_parts_and_says_so(mode: str, foreground: str) -> None:
+    still = [next(moving_square(1, salient=False)) for _ in range(6)]
+    packets, stage = run(still, mode=mode, foreground=foreground)
+    for packet in packets:
+        assert packet.parts is not None
+        assert not packet.parts.index_mask.any()
+        assert not packet.parts.part_ids.any()
+    assert any("nothing salient" in line for line in stage.warnings)
+    assert stage.report()["parts"] == []
+
+
+@pytest.mark.parametrize("mode", ["streaming", "two_pass"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_streams_shorter_than_the_warm_up_come_through(mode: str, count: int) -> None:
+    packets, stage = run(moving_square(count), mode=mode)
+    assert len(packets) == count
+    assert all(packet.parts is not None for packet in packets)
+    assert stage.report()["mode"] == mode
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_constant_or_broken_features_give_no_nan(value: float) -> None:
+    grid = PatchGrid.from_input((16, 16), (16, 16), patch_px=8, stride_px=8)
+    image = np.full((16, 16, 3), 128, np.uint8)
+    packets = [
+        Packet(Frame(image, i, 0.0), Features(torch.full((4, 2, 2), value), grid, torch.full((2, 2), 0.5)))
+        for i in range(6)
+    ]
+    for foreground in ("discriminant", "vote"):
+        for packet in run(packets, foreground=foreground)[0]:
+            assert packet.parts is not None
+            assert np.isfinite(packet.parts.foreground).all()
+            assert not packet.parts.index_mask.any()
+
+
+def test_fewer_descriptors_than_clusters_do_not_crash() -> None:
+    grid = PatchGrid.from_input((16, 24), (16, 24), patch_px=8, stride_px=8)
+    rng = np.random.default_rng(0)
+    data = torch.from_numpy(rng.standard_normal((4, 2, 3))).float()
+    saliency = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    packet = Packet(Frame(np.zeros((16, 24, 3), np.uint8), 0, 0.0), Features(data, grid, saliency))
+    for foreground in ("discriminant", "vote"):
+        out, _ = run([packet], foreground=foreground, num_parts=8, max_clusters=14)
+        assert out[0].parts is not None
+        assert np.isfinite(out[0].parts.foreground).all()
+
+
+def test_elbow_finds_the_number_of_parts_when_none_is_given() -> None:
+    packets, _ = run(moving_square(6), num_parts=None)
+    assert packets[0].parts is not None
+    assert packets[0].parts.num_parts >= 2
+
+
+def test_packet_without_features_is_refused() -> None:
+    frame = Frame(np.zeros((16, 16, 3), np.uint8), 0, 0.0)
+    with pytest.raises(ValueError, match="after extract"):
+        run([Packet(frame)])
