@@ -5,15 +5,18 @@
     LiftstreamError
     ├── InputError              bad input, config or usage; exit code 2
     │   ├── ConfigError         an unknown key, a wrong type, an impossible value
-    │   ├── MediaError          a path that is no video and no folder of images
+    │   ├── MediaError          a path that is neither a video nor a folder of images
     │   ├── MaskError           an annotation that cannot be used
     │   ├── LabelFileError      a detections or label file with a bad line
     │   ├── WeightsError        weights whose hash, names or shapes do not fit
-    │   └── OutputError         an output folder that exists
+    │   ├── OutputError         an output folder that exists or cannot be written
+    │   └── CheckpointError     a checkpoint that is damaged or belongs to another run
     ├── StageError              a stage failed during a run; exit code 1
-    └── TruncatedError          the input broke off; what came before it was written; exit code 1
+    ├── DamagedError            parts of the input could not be decoded; the rest was processed; exit code 1
+    │   └── TruncatedError      the input broke off before its end
+    └── WriteError              the disk is full or cannot be written during a run; exit code 1
 
-An :class:`InputError` is one line that names the file (or the key) and the mend.
+An :class:`InputError` is one line that names the file (or the key) and how to fix it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class LiftstreamError(Exception):
 
 
 class InputError(LiftstreamError):
-    """The input, the config or the usage is wrong, and the message says how to mend it."""
+    """The input, the config or the usage is wrong, and the message says how to fix it."""
 
     exit_code = 2
 
@@ -55,6 +58,10 @@ class OutputError(InputError):
     """The output folder exists already, or cannot be written."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, or that belongs to another input, config, version or weights."""
+
+
 class StageError(LiftstreamError):
     """A stage failed. The cause is chained (``__cause__``).
 
@@ -70,5 +77,13 @@ class StageError(LiftstreamError):
         self.frame_index = frame_index
 
 
-class TruncatedError(LiftstreamError):
+class DamagedError(LiftstreamError):
+    """Parts of the input could not be decoded; everything that could be was processed and written."""
+
+
+class TruncatedError(DamagedError):
     """The input broke off before its end; everything decoded until then was processed and written."""
+
+
+class WriteError(LiftstreamError):
+    """A result could not be written during a run: the disk is full, read-only or over a quota."""

@@ -77,3 +77,45 @@ def test_accurate_masks_are_those_of_the_best_preset() -> None:
     assert accurate.extract.model_copy(update={"cls": best.extract.cls}) == best.extract
     assert accurate.annotate.enabled
     assert accurate.track.enabled
+
+
+class Renamed(StrictModel):
+    RENAMED = {"old_name": "new_name"}  # noqa: RUF012
+    REMOVED = ("gone",)
+
+    new_name: int = 1
+
+
+def test_an_old_key_works_and_names_the_new_one() -> None:
+    with pytest.warns(FutureWarning, match="'old_name' is now called 'new_name'"):
+        assert load_config(Renamed, {"old_name": 7}).new_name == 7
+    with pytest.raises(ConfigError, match="old name of 'new_name', and both are given"):
+        load_config(Renamed, {"old_name": 7, "new_name": 8})
+
+
+def test_a_removed_key_is_ignored_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'gone' has no effect"):
+        assert load_config(Renamed, {"gone": True}) == Renamed()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]",
+        "[" * 5000 + "]" * 5000,
+        "a: " + "1" * 5000,
+        "when: 2024-99-99",
+    ],
+    ids=["aliases", "nesting", "digits", "date"],
+)
+def test_hostile_yaml_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_yaml(path)
+
+
+def test_the_value_in_an_error_is_cut_short() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, {"inner": {"top_k": "x" * 10_000}})
+    assert len(str(caught.value)) < 250
