@@ -1,170 +1,77 @@
-"""The whole flow in one place: which stages there are, how they are chained, and what a run leaves behind.
+"""The whole flow in one place: how the stages are chained, and the two ways to use it, ``stream`` and ``run``.
 
-    decode -> extract -> cosegment -> propagate -> track -> annotate -> write
-
-This is the one module of ``pipeline``, beside the commands, that knows the stages.
+decode -> extract -> cosegment -> propagate -> track -> annotate -> write
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import Field
-
-from pipeline.core.config import StrictModel, load_config, load_yaml, parse_overrides
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Detections, Frame, Packet, VideoInfo
+from pipeline.assembly import (
+    STAGES,
+    DetectionSource,
+    FlowConfig,
+    Masks,
+    PacketStage,
+    Stages,
+    load_flow_config,
+    make_stages,
+)
+from pipeline.core.checkpoint import Checkpointer
+from pipeline.core.errors import TruncatedError
+from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Pipeline
-from stages.annotate import AnnotateConfig, Annotator
-from stages.cosegment import CosegmentConfig, Cosegmenter
-from stages.decode import DecodeConfig, Decoder, probe
-from stages.extract import ExtractConfig, Extractor
-from stages.propagate import Propagator
-from stages.propagate.config import PropagateConfig
-from stages.track import TrackConfig, Tracker
-from stages.write import WriteConfig, Writer
+from pipeline.formats.detections import read_detections
+from pipeline.formats.masks import load_masks
+from pipeline.run_record import RunResult
+from pipeline.session import Session
+from stages.annotate import AnnotateConfig
+from stages.decode import Decoder, probe
+from stages.extract import Extractor
+from stages.write.folder import check_output
 
-Masks = Mapping[int, npt.NDArray[np.uint8]]
-DetectionSource = Mapping[int, Detections] | Callable[[Frame], Detections]
-_FEATURE_READERS = ("cosegment", "propagate", "track")
-
-
-class FlowConfig(StrictModel):
-    """The config of a run: one section a stage, and the depth of the queues between them."""
-
-    queue_depth: int = Field(4, ge=1)
-    decode: DecodeConfig = DecodeConfig()
-    extract: ExtractConfig = ExtractConfig()
-    cosegment: CosegmentConfig = CosegmentConfig()
-    propagate: PropagateConfig = PropagateConfig()
-    track: TrackConfig = TrackConfig()
-    annotate: AnnotateConfig = AnnotateConfig()
-    write: WriteConfig = WriteConfig()
+__all__ = [
+    "STAGES",
+    "DetectionSource",
+    "FlowConfig",
+    "Masks",
+    "PacketStage",
+    "RunResult",
+    "Stages",
+    "chain",
+    "load_flow_config",
+    "make_stages",
+    "run",
+    "stream",
+]
 
 
-def load_flow_config(path: Path | None = None, overrides: Iterable[str] = ()) -> FlowConfig:
-    """The config of a file with ``key=value`` overrides laid over it; the defaults without a file.
-
-    Raises:
-        ConfigError: Unknown keys (the nearest is suggested), wrong types, impossible values.
-    """
-    layers = [load_yaml(path)] if path else []
-    origin = str(path) if path else "config"
-    return load_config(FlowConfig, *layers, parse_overrides(overrides), origin=origin)
-
-
-@dataclass(slots=True)
-class Stages:
-    """The stages of one run, None where switched off. Made by :func:`make_stages`, used once.
-
-    Attributes:
-        keep_features: Leave the features in the packets for the caller, at the price of memory.
-    """
-
-    info: VideoInfo
-    decode: Decoder
-    extract: Extractor | None = None
-    cosegment: Cosegmenter | None = None
-    propagate: Propagator | None = None
-    track: Tracker | None = None
-    annotate: Annotator | None = None
-    write: Writer | None = None
-    keep_features: bool = False
-    extra_warnings: list[str] = field(default_factory=list)
-
-    def present(self) -> dict[str, Any]:
-        """The stages that are on, by name, in the order of the flow."""
-        names = ("decode", "extract", *_FEATURE_READERS, "annotate", "write")
-        return {name: stage for name in names if (stage := getattr(self, name)) is not None}
-
-    def reports(self) -> dict[str, Any]:
-        """What each stage has to say, for ``run.json``."""
-        return {name: stage.report() for name, stage in self.present().items()}
-
-    def warnings(self) -> list[str]:
-        """Every stage's warnings, one line each."""
-        found = [f"{name}: {line}" for name, stage in self.present().items() for line in stage.warnings]
-        return [*self.extra_warnings, *found]
-
-
-def make_stages(
-    source: Path,
-    config: FlowConfig,
-    *,
-    masks: Masks | None = None,
-    detections: DetectionSource | None = None,
-    output: Path | None = None,
-    info: VideoInfo | None = None,
-    keep_features: bool = False,
-    extractor: Extractor | None = None,
-) -> Stages:
-    """Load models and check everything that can be checked before the first frame.
-
-    Args:
-        source: A video file or a folder of images.
-        config: The run's config.
-        masks: Annotations by frame index, uint8 ``(H, W)``.
-        detections: Boxes by frame index, or a callable that finds them in a frame.
-        output: Folder for the files; nothing is written without one.
-        info: The input's facts, where the caller has probed it already.
-        keep_features: Keep ``Packet.features`` to the end of the flow.
-        extractor: One made earlier, so that several inputs share a loaded backbone.
-
-    Raises:
-        InputError: Anything wrong with the input, the config or the weights.
-    """
-    info = info or probe(source, config.decode)
-    reads_features = keep_features or any(getattr(config, name).enabled for name in _FEATURE_READERS)
-    if reads_features and not config.extract.enabled:
-        needs = [name for name in _FEATURE_READERS if getattr(config, name).enabled]
-        raise ConfigError(
-            f"extract.enabled is false, but {', '.join(needs) or 'the caller'} needs features; switch that off too"
-        )
-    return Stages(
-        info=info,
-        decode=Decoder(config.decode, info),
-        extract=(extractor or Extractor(config.extract)) if reads_features else None,
-        cosegment=Cosegmenter(config.cosegment) if config.cosegment.enabled else None,
-        propagate=Propagator(config.propagate, masks=masks) if config.propagate.enabled else None,
-        track=Tracker(config.track, detections=detections) if config.track.enabled else None,
-        annotate=Annotator(config.annotate) if config.annotate.enabled else None,
-        write=Writer(config.write, output, info) if config.write.enabled and output is not None else None,
-        keep_features=keep_features,
-    )
-
-
-def chain(pipe: Pipeline, stages: Stages) -> Iterator[Packet]:
+def chain(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None = None) -> Iterator[Packet]:
     """The flow: every stage that is on, each in its own thread behind its own queue."""
-    last_reader = _last_feature_reader(stages)
-
-    def run(name: str, stage: Callable[[Any], Iterator[Packet]], items: Iterable[Any]) -> Iterator[Packet]:
-        packets = stage(items)
-        if name == last_reader:
-            packets = _without_features(packets)
-        return pipe.buffer(packets, name=name)
-
-    frames = pipe.buffer(stages.decode(), name="decode")
-    if stages.extract is None:
-        packets: Iterator[Packet] = (Packet(frame) for frame in frames)
-    else:
-        packets = run("extract", stages.extract, frames)
-    if stages.cosegment is not None:
-        packets = run("cosegment", stages.cosegment, packets)
-    if stages.propagate is not None:
-        packets = run("propagate", stages.propagate, packets)
-    if stages.track is not None:
-        packets = run("track", stages.track, packets)
-    if stages.annotate is not None:
-        packets = run("annotate", stages.annotate, packets)
-    if stages.write is not None:
-        packets = run("write", stages.write, packets)
+    packets = decode_and_extract(pipe, stages, checkpointer)
+    last_reader = stages.last_feature_reader()
+    if last_reader == "extract":
+        packets = _without_features(packets)
+    following = [(name, stage) for name, stage in stages.present().items() if name not in ("decode", "extract")]
+    place = len(following) - (stages.write is not None)
+    following[place:place] = stages.further
+    for name, stage in following:
+        made = stage(packets)
+        packets = pipe.buffer(_without_features(made) if name == last_reader else made, name=name, stage=stage)
     return packets
+
+
+def decode_and_extract(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None) -> Iterator[Packet]:
+    """The first two stages, with the marks of checkpoints between the frames."""
+    frames = stages.decode()
+    marked = frames if checkpointer is None else checkpointer.marked(frames, "decode", stages.decode)
+    buffered: Iterator[Frame] = pipe.buffer(marked, name="decode", stage=stages.decode)
+    if stages.extract is None:
+        return (Packet(frame) for frame in buffered)
+    return pipe.buffer(stages.extract(buffered), name="extract", stage=stages.extract)
 
 
 def stream(
@@ -191,24 +98,125 @@ def stream(
     Raises:
         InputError: The input, the config or the weights are wrong; raised before the first packet.
         StageError: A stage failed.
+        TruncatedError: The input broke off; raised after the last good packet.
     """
     if config is None:
         config = FlowConfig(annotate=AnnotateConfig(enabled=False))
     stages = make_stages(
         Path(source), config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
     )
+    survey(stages, config)
     with Pipeline(config.queue_depth) as pipe:
         yield from chain(pipe, stages)
+    if stages.decode.broken:
+        raise TruncatedError(stages.decode.broken)
 
 
-def _last_feature_reader(stages: Stages) -> str | None:
-    if stages.keep_features or stages.extract is None:
-        return None
-    return [name for name in ("extract", *_FEATURE_READERS) if getattr(stages, name) is not None][-1]
+def survey(
+    stages: Stages,
+    config: FlowConfig,
+    checkpointer: Checkpointer | None = None,
+    on_packet: Callable[[Packet], None] = lambda packet: None,
+) -> None:
+    """The first of two passes over the video, where co-segmentation asks for two; nothing otherwise.
+
+    Args:
+        stages: Decode, extract and cosegment are run; decode and extract are reset for the second pass.
+        config: The run's config.
+        checkpointer: Takes snapshots of these stages on the way.
+        on_packet: Called with every packet.
+    """
+    cosegment = stages.cosegment
+    if cosegment is None or config.cosegment.mode != "two_pass" or cosegment.surveyed:
+        return
+    with Pipeline(config.queue_depth) as pipe:
+        packets = decode_and_extract(pipe, stages, checkpointer)
+        surveyed = _surveyed(stages, packets)
+        for packet in pipe.buffer(surveyed, name="cosegment", stage=cosegment):
+            on_packet(packet)
+    cosegment.finish_survey()
+    if checkpointer is not None:
+        checkpointer.restart()
+    stages.decode.reset()
+    if stages.extract is not None:
+        stages.extract.reset()
+
+
+def _surveyed(stages: Stages, packets: Iterator[Packet]) -> Iterator[Packet]:
+    for packet in packets:
+        if stages.write is not None:
+            stages.write.begin()
+        if stages.cosegment is not None:
+            stages.cosegment.survey(packet)
+        yield replace(packet, features=None)
+
+
+def run(
+    source: str | Path,
+    output: str | Path,
+    config: FlowConfig | None = None,
+    *,
+    masks: Masks | Path | None = None,
+    detections: DetectionSource | Path | None = None,
+    extractor: Extractor | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    further: Sequence[tuple[str, PacketStage]] = (),
+    on_packet: Callable[[Packet], None] = lambda packet: None,
+) -> RunResult:
+    """Run a video through the flow into an output folder.
+
+    Args:
+        source: A video file or a folder of images.
+        output: The folder that gets the results; see :mod:`stages.write.stage` for what is in it.
+        config: The defaults if None.
+        masks: Annotations by frame index, or a file or folder of them (see :mod:`pipeline.formats.masks`).
+        detections: Boxes by frame index, a detector, or a file (see :mod:`pipeline.formats.detections`).
+        extractor: A loaded one, to share its backbone between videos.
+        overwrite: Replace the files of an earlier run of ours.
+        resume: Go on after the last checkpoint of the same run; start fresh where there is none.
+        further: Stages of the caller's, by name, between annotate and write.
+        on_packet: Called with every packet that has passed all stages.
+
+    Returns:
+        The result; its status is ``damaged`` where parts of the input could not be decoded.
+
+    Raises:
+        InputError: Bad input, config or labels. What was written before stays.
+        StageError: A stage failed; what was written is kept and ``run.json`` says what happened.
+        WriteError: The disk is full, for example; as for StageError.
+        KeyboardInterrupt: Ctrl-C; as for StageError.
+    """
+    source, output, config = Path(source), Path(output), config or FlowConfig()
+    info = probe(source, config.decode)
+    check_output(output, source, overwrite=overwrite, resume=resume)
+    stages = make_stages(
+        source, config, info=info, output=output, extractor=extractor, further=further,
+        masks=_read_masks(masks, info, config), detections=_read_detections(detections, info),
+    )  # fmt: skip
+    session = Session(source, output, config, stages, labels={"masks": masks, "detections": detections})
+    if resume and (finished := session.resume()) is not None:
+        return finished
+    with session:
+        survey(stages, config, session.checkpointer)
+        with session.pipe:
+            for packet in chain(session.pipe, stages, session.checkpointer):
+                on_packet(packet)
+    return session.result
+
+
+def _read_masks(masks: Masks | Path | None, info: VideoInfo, config: FlowConfig) -> Masks | None:
+    if not isinstance(masks, Path):
+        return masks
+    return load_masks(masks, info, first_index=Decoder(config.decode, info).first_index())
+
+
+def _read_detections(detections: DetectionSource | Path | None, info: VideoInfo) -> DetectionSource | None:
+    return read_detections(detections, info) if isinstance(detections, Path) else detections
 
 
 def _without_features(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Drop the features behind their last reader, so that memory does not grow with what waits downstream."""
+    """Drop the features after their last reader, so that memory does not grow with what waits downstream."""
     with closing(packets):  # type: ignore[type-var]
         for packet in packets:
             yield replace(packet, features=None)

@@ -90,7 +90,7 @@ def _stages_alone(source: Path, config: Any, folder: Path) -> dict[str, float]:
 def _together(source: Path, config: Any, folder: Path) -> tuple[float, float, Table]:
     from pipeline.core.runner import Pipeline
     from pipeline.flow import chain, make_stages
-    from pipeline.run_report import peak_memory_bytes, summary_table
+    from pipeline.run_record import peak_memory_bytes, summary_table
 
     folder.mkdir()
     stages = make_stages(source, config, output=folder)

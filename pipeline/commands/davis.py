@@ -49,7 +49,7 @@ def davis(
     from pipeline.core.presets import load_preset
     from pipeline.evaluation.davis import score_results
     from pipeline.flow import FlowConfig
-    from pipeline.run_report import versions
+    from pipeline.run_record import versions
 
     flow = load_config(
         FlowConfig, load_preset(config, preset), parse_overrides(overrides or []), origin=str(config)

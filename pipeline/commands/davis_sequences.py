@@ -19,7 +19,7 @@ from pipeline.core.files import write_json_whole
 from pipeline.core.runner import Pipeline
 from pipeline.flow import FlowConfig, chain, make_stages
 from pipeline.formats.davis import DavisSequence, results_missing
-from pipeline.run_report import describe_statistics, peak_memory_bytes
+from pipeline.run_record import describe_statistics, peak_memory_bytes
 from stages.extract import Extractor
 
 _RECORDS = ".liftstream"

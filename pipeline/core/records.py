@@ -61,11 +61,13 @@ class Frame:
         image: uint8 ``(H, W, 3)``, RGB.
         index: 0-based position in the input (skipped frames are counted).
         pts_seconds: Presentation time in seconds.
+        duration_seconds: How long it is shown, None where the input does not say.
     """
 
     image: npt.NDArray[np.uint8] = field(repr=False)
     index: int
     pts_seconds: float
+    duration_seconds: float | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape

@@ -14,7 +14,14 @@ stops every thread, closes every generator (in the thread that ran it) and reach
 :class:`~pipeline.core.errors.StageError`; leaving the ``with`` block early does the same without an error; no
 wait is without an end, because every wait watches the pipeline's one stop flag.
 
-Knows nothing of frames or tensors: an item may have an integer ``index``, by which an error names it.
+A :class:`Mark` in the stream is a place between two items. It passes every stage in order, and no stage sees it:
+when a stage asks for its next item and a mark is there, the mark visits the stage and goes on to the stage's
+output. At that moment the stage has handled everything before the mark and nothing after it, which is what an
+aligned snapshot needs (Chandy and Lamport 1985; Carbone et al. 2015, "Lightweight Asynchronous Snapshots for
+Distributed Dataflows", https://arxiv.org/abs/1506.08603).
+
+Knows nothing of frames or tensors: an item may have an integer ``index``, by which an error names it; a stage may
+have an integer ``current_index``, the item it is working on, which takes precedence.
 """
 
 from __future__ import annotations
@@ -34,9 +41,27 @@ T = TypeVar("T")
 _JOIN_SECONDS = 120.0
 """How long leaving the pipeline waits for a stage that is inside one computation."""
 
+_INTERRUPTED_JOIN_SECONDS = 1.5
+"""The same after Ctrl-C: the user is waiting. A stage that is still computing then is left behind."""
+
 
 class PipelineStopped(Exception):
     """Raised inside a stage that waits for input or output once the pipeline has been stopped."""
+
+
+class Mark:
+    """A place between two items of the stream; see the module's text. Subclasses say what happens there."""
+
+    def visit(self, name: str, stage: object) -> None:
+        """Called in the thread of every stage after the source, in order, while the stage waits for input.
+
+        Args:
+            name: The stage's name.
+            stage: What was given to :meth:`Pipeline.buffer`.
+        """
+
+    def arrive(self) -> None:
+        """Called in the caller's thread when the mark has passed all stages."""
 
 
 @dataclass(slots=True)
@@ -79,21 +104,27 @@ class Pipeline:
         self._error: StageError | None = None
         self._current_stage = threading.local()
         self.stopped = False
+        self.left_behind: tuple[str, ...] = ()
         self.statistics: list[StageStatistics] = []
 
-    def buffer(self, items: Iterable[T], *, name: str) -> Iterator[T]:
+    def buffer(self, items: Iterable[T | Mark], *, name: str, stage: object = None) -> Iterator[T]:
         """Start a thread that iterates ``items`` ahead of the caller, and return the buffered iterator.
 
         Args:
-            items: The stage: usually a generator fed by an earlier ``buffer``.
+            items: The stage: usually a generator fed by an earlier ``buffer``. A source may put marks between
+                its items.
             name: The stage's name in errors and statistics.
+            stage: The object behind the generator, which marks visit.
         """
         statistics = StageStatistics(name)
-        queue: _BoundedQueue[T] = _BoundedQueue(self, self._queue_depth)
+        queue: _BoundedQueue[T | Mark] = _BoundedQueue(self, self._queue_depth)
         self.statistics.append(statistics)
         self._queues.append(queue)  # type: ignore[arg-type]
         thread = threading.Thread(
-            target=self._run_stage, args=(items, queue, statistics), name=f"stage-{name}", daemon=True
+            target=self._run_stage,
+            args=(_Stage(items, queue, statistics, stage),),
+            name=f"stage-{name}",
+            daemon=True,
         )
         self._threads.append(thread)
         thread.start()
@@ -119,45 +150,47 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        deadline = time.monotonic() + _JOIN_SECONDS
+        patience = _INTERRUPTED_JOIN_SECONDS if isinstance(exc, KeyboardInterrupt) else _JOIN_SECONDS
+        deadline = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        stuck = [thread.name for thread in self._threads if thread.is_alive()]
-        if stuck and exc is None:
-            raise RuntimeError(f"these stages did not end within {_JOIN_SECONDS:.0f} s: {', '.join(stuck)}")
+        self.left_behind = tuple(thread.name for thread in self._threads if thread.is_alive())
+        if self.left_behind and exc is None:
+            raise RuntimeError(f"these stages did not end within {patience:.0f} s: {', '.join(self.left_behind)}")
         if exc is None and self._error is not None:
             raise self._error
 
-    def _run_stage(self, items: Iterable[T], queue: _BoundedQueue[T], statistics: StageStatistics) -> None:
-        self._current_stage.statistics = statistics
+    def _run_stage(self, running: _Stage[T]) -> None:
+        self._current_stage.running = running
         try:
-            self._pump(items, queue, statistics)
+            self._pump(running)
         except PipelineStopped:
             pass
         except BaseException as error:  # noqa: BLE001  (whatever a stage raises must end the run)
-            self._fail(statistics, error)
+            self._fail(running, error)
         finally:
-            self._close(items, statistics)
-            queue.finish()
+            self._close(running)
+            running.queue.finish()
 
-    def _pump(self, items: Iterable[T], queue: _BoundedQueue[T], statistics: StageStatistics) -> None:
-        iterator = iter(items)
+    def _pump(self, running: _Stage[T]) -> None:
+        statistics, queue = running.statistics, running.queue
+        iterator = iter(running.items)
         while True:
-            waited_before = statistics.input_wait_seconds
+            waited_before = statistics.input_wait_seconds + statistics.output_wait_seconds
             started = time.perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             finally:
-                waited = statistics.input_wait_seconds - waited_before
+                waited = statistics.input_wait_seconds + statistics.output_wait_seconds - waited_before
                 statistics.busy_seconds += time.perf_counter() - started - waited
             statistics.output_wait_seconds += queue.put(item)
-            statistics.items += 1
+            statistics.items += not isinstance(item, Mark)
             statistics.deepest_queue = max(statistics.deepest_queue, queue.deepest)
 
-    def _close(self, items: Iterable[T], statistics: StageStatistics) -> None:
-        close = getattr(items, "close", None)
+    def _close(self, running: _Stage[T]) -> None:
+        close = getattr(running.items, "close", None)
         if close is None:
             return
         started = time.perf_counter()
@@ -166,34 +199,59 @@ class Pipeline:
         except PipelineStopped:
             pass
         except BaseException as error:  # noqa: BLE001  (a stage that fails while closing failed)
-            self._fail(statistics, error)
-        statistics.busy_seconds += time.perf_counter() - started
+            self._fail(running, error)
+        running.statistics.busy_seconds += time.perf_counter() - started
 
-    def _fail(self, statistics: StageStatistics, cause: BaseException) -> None:
+    def _fail(self, running: _Stage[T], cause: BaseException) -> None:
+        current = getattr(running.stage, "current_index", None)
+        index = current if isinstance(current, int) else running.statistics.last_index
         with self._lock:
             if self._error is None:
-                self._error = StageError(statistics.name, statistics.last_index, cause)
+                self._error = StageError(running.statistics.name, index, cause)
                 self._error.__cause__ = cause
         self.stop()
 
+    def _running(self) -> _Stage[object] | None:
+        """The stage whose thread is calling; None in the caller's own thread."""
+        return getattr(self._current_stage, "running", None)
+
+    def _pass_on(self, mark: Mark) -> None:
+        """Let a mark visit the stage of the calling thread and send it to the stage's output."""
+        running = self._running()
+        if running is None:
+            mark.arrive()
+            return
+        mark.visit(running.statistics.name, running.stage)
+        running.statistics.output_wait_seconds += running.queue.put(mark)
+
     def _waited(self, seconds: float) -> None:
         """Book a wait for input to the stage of the calling thread."""
-        statistics: StageStatistics | None = getattr(self._current_stage, "statistics", None)
-        if statistics is not None:
-            statistics.input_wait_seconds += seconds
+        running = self._running()
+        if running is not None:
+            running.statistics.input_wait_seconds += seconds
 
     def _took(self, item: object) -> None:
         """Note what the stage of the calling thread has taken from its input."""
-        statistics: StageStatistics | None = getattr(self._current_stage, "statistics", None)
+        running = self._running()
         index = getattr(item, "index", None)
-        if statistics is not None and isinstance(index, int):
-            statistics.last_index = index
+        if running is not None and isinstance(index, int):
+            running.statistics.last_index = index
 
     def _raise_stopped(self) -> None:
         """End a wait after a stop: with the error in the caller's thread, quietly in a stage's."""
-        if getattr(self._current_stage, "statistics", None) is None and self._error is not None:
+        if self._running() is None and self._error is not None:
             raise self._error
         raise PipelineStopped
+
+
+@dataclass(slots=True)
+class _Stage(Generic[T]):
+    """A stage while it runs: its generator, its output queue, what it did, and the object behind it."""
+
+    items: Iterable[T | Mark]
+    queue: _BoundedQueue[T | Mark]
+    statistics: StageStatistics
+    stage: object
 
 
 class _BoundedQueue(Generic[T]):
@@ -258,17 +316,21 @@ class _BoundedQueue(Generic[T]):
 
 
 class _BufferedIterator(Iterator[T]):
-    """What the next stage pulls from."""
+    """What the next stage pulls from; marks are passed on and never handed out."""
 
-    def __init__(self, pipeline: Pipeline, queue: _BoundedQueue[T]) -> None:
+    def __init__(self, pipeline: Pipeline, queue: _BoundedQueue[T | Mark]) -> None:
         self._pipeline = pipeline
         self._queue = queue
 
     def __next__(self) -> T:
-        try:
-            item = self._queue.get()
-        except PipelineStopped:
-            self._pipeline._raise_stopped()
-            raise
-        self._pipeline._took(item)
-        return item
+        while True:
+            try:
+                item = self._queue.get()
+                if isinstance(item, Mark):
+                    self._pipeline._pass_on(item)
+                    continue
+            except PipelineStopped:
+                self._pipeline._raise_stopped()
+                raise
+            self._pipeline._took(item)
+            return item

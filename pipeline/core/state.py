@@ -38,7 +38,10 @@ def save_state(folder: Path, name: str, state: State) -> None:
     tensors: dict[str, Tensor] = {}
     nest = _without_arrays(state, "", tensors)
     arrays, text = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_file(tensors, arrays)
+    try:
+        save_file(tensors, arrays)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
     text.write_text(json.dumps(nest), encoding="utf-8")
     sync_to_disk(arrays)
     sync_to_disk(text)
@@ -107,7 +110,7 @@ def packet_state(packet: Packet) -> State:
     """A packet as a state, for stages that hold packets back."""
     frame, features, parts, labels = packet.frame, packet.features, packet.parts, packet.labels
     return {
-        "frame": {"image": frame.image, "index": frame.index, "pts_seconds": frame.pts_seconds},
+        "frame": _fields(frame),
         "features": None if features is None else _features_state(features),
         "parts": None if parts is None else _fields(parts),
         "labels": None if labels is None else _fields(labels),

@@ -6,6 +6,7 @@ with 191 where VOC has 192; from 22 on a grey of the id's own value.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.core.errors import MaskError
-from pipeline.core.files import whole_file
+from pipeline.core.files import write_bytes_whole
 
 _LAST_COLOUR = 21
 _ONE_CHANNEL_MODES = {"P", "L", "1"}
@@ -37,11 +38,10 @@ def davis_palette() -> npt.NDArray[np.uint8]:
     return table
 
 
-def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
-    """Write an index mask as an 8-bit palette PNG, whole or not at all.
+def encode_indexed_png(mask: npt.NDArray[np.uint8]) -> bytes:
+    """An index mask as the content of an 8-bit palette PNG.
 
     Args:
-        path: Where to; its folder exists.
         mask: uint8 ``(H, W)`` of object ids.
 
     Raises:
@@ -51,8 +51,14 @@ def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
         raise ValueError(f"an index mask is uint8 (H, W), got {mask.dtype} {mask.shape}")
     image = Image.fromarray(mask)
     image.putpalette(davis_palette().tobytes())
-    with whole_file(path) as partial:
-        image.save(partial, format="PNG")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
+    """Write an index mask as an 8-bit palette PNG, whole or not at all; see :func:`encode_indexed_png`."""
+    write_bytes_whole(path, encode_indexed_png(mask))
 
 
 def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:

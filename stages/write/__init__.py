@@ -1,5 +1,6 @@
 """Write: the output folder of a run, every file whole or not at all."""
 
-from stages.write.stage import WriteConfig, Writer
+from stages.write.config import WriteConfig
+from stages.write.stage import Writer
 
 __all__ = ["WriteConfig", "Writer"]

@@ -2,10 +2,13 @@
 
 ::
 
-    OUT/annotated.mp4      H.264, yuv420p, faststart, the input's size (made even) and timing
+    OUT/annotated.mp4      H.264, yuv420p, faststart, colors tagged; the input's size (made even) and timing from 0
         masks/00000.png    objects as indexed PNG, DAVIS palette, the frame's size
         parts/00000.png    parts as indexed PNG
         tracks.txt         MOTChallenge text: frame, id, left, top, width, height, score, -1, -1, -1
+        objects.csv        per object and frame: area, box, centroid, confidence
+        files.sha256       the hash of every file above
+        checkpoint/        while the run is unfinished: the video's segments, and the files that grow
 
 Files carry the frame's index, or for a folder of images the image's own name. ``run.json`` is written by the
 flow, which knows the whole run.
@@ -13,74 +16,39 @@ flow, which knows the whole run.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from pipeline.core.config import StrictModel
 from pipeline.core.errors import OutputError
+from pipeline.core.files import path_inside, sha256_of, whole_file, write_bytes_whole, write_json_whole
 from pipeline.core.records import Packet, VideoInfo
-from pipeline.formats.mot import format_track
-from pipeline.formats.palette import write_indexed_png
+from pipeline.core.state import State
+from pipeline.formats.palette import encode_indexed_png
+from stages.write.config import WriteConfig
+from stages.write.folder import CHECKPOINT, FILE_LIST, PRODUCER, RECORD, clear_output, clear_partial_files
+from stages.write.tables import OBJECT_COLUMNS, GrowingText, object_lines, track_lines
+from stages.write.video import SegmentedVideo, join_segments, segment_files
 
-_FOLDERS = ("masks", "parts")
-_FILES = ("annotated.mp4", "tracks.txt", "run.json")
-_TIME_BASE = Fraction(1, 90_000)
-
-
-class WriteConfig(StrictModel):
-    """What is written; every field is explained in ``configs/default.yaml``."""
-
-    enabled: bool = True
-    annotated_video: bool = True
-    masks: bool = True
-    parts: bool = True
-    tracks: bool = True
-    crf: int = Field(20, ge=0, le=51)
-    encoder_preset: str = Field(
-        "veryfast", pattern="^(ultra|super|very)?fast(er)?$|^medium$|^slow(er)?$|^veryslow$"
-    )
-
-
-def prepare_output(folder: Path, *, overwrite: bool) -> None:
-    """Make the output folder, or clear an earlier run's files from it.
-
-    Raises:
-        OutputError: It exists and ``overwrite`` is off, or it cannot be made.
-    """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file, not a folder; choose another --output")
-        if folder.exists() and any(folder.iterdir()):
-            if not overwrite:
-                raise OutputError(f"{folder}: exists already; choose another --output or add --overwrite")
-            remove_output(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-
-
-def remove_output(folder: Path) -> None:
-    """Remove what a run writes into ``folder``, and nothing else; the folder too if that leaves it empty."""
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+TRACKS, OBJECTS = "tracks.txt", "objects.csv"
 
 
 class Writer:
-    """Writes every packet that flows past and passes it on. ``frames_written`` counts them."""
+    """Writes every packet that passes and hands it on.
+
+    Nothing is touched before the first packet. Invariant: ``checkpoint/files.sha256`` names every mask and part
+    map before it appears. Used for one run; :meth:`publish` makes the results appear under their names.
+
+    Attributes:
+        frames_written: Packets written so far.
+        current_index: Index of the frame being written.
+    """
 
     def __init__(
         self, config: WriteConfig, folder: Path, info: VideoInfo, *, video_name: str = "annotated.mp4"
@@ -90,31 +58,131 @@ class Writer:
         self.folder = folder
         self.info = info
         self.frames_written = 0
+        self.current_index: int | None = None
         self.warnings: list[str] = []
+        work = folder / CHECKPOINT
+        self._work = work
+        self._video = SegmentedVideo(work / "video", config, info.frame_rate)
+        self._tables = {
+            TRACKS: GrowingText(work / TRACKS),
+            OBJECTS: GrowingText(work / OBJECTS, ",".join(OBJECT_COLUMNS) + "\n"),
+            FILE_LIST: GrowingText(work / FILE_LIST),
+        }
+        self._first_seconds: float | None = None
+        self._last_duration_seconds = float(1 / info.frame_rate)
+        self._begun = self._resumed = False
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """The same packets, after their files are written; closes the files however the run ends."""
-        with _AtomicText(self.folder / "tracks.txt") as tracks, _Video(self._video_path(), self) as video:
+        """The same packets, after their files are written; publishes when the last one is through."""
+        try:
             for packet in packets:
-                self._write_masks(packet)
-                if self.config.annotated_video and packet.annotated is not None:
-                    video.write(packet.annotated, packet.frame.pts_seconds)
-                if self.config.tracks and packet.tracks is not None:
-                    tracks.write(_mot_lines(packet))
-                self.frames_written += 1
-                yield packet
+                yield self.step(packet)
+        finally:
+            self.close()
+        self.publish()
+
+    def step(self, packet: Packet) -> Packet:
+        """Write one packet's files."""
+        self.current_index = packet.index
+        self.begin()
+        if self._first_seconds is None:
+            self._first_seconds = packet.frame.pts_seconds
+        self._write_masks(packet)
+        if self.config.annotated_video and packet.annotated is not None:
+            self._video.write(packet.annotated, packet.frame.pts_seconds - self._first_seconds)
+            if packet.frame.duration_seconds:
+                self._last_duration_seconds = packet.frame.duration_seconds
+        if self.config.tracks:
+            self._tables[TRACKS].write(track_lines(packet))
+        if self.config.objects:
+            self._tables[OBJECTS].write(object_lines(packet))
+        self.frames_written += 1
+        return packet
+
+    def end_segment(self) -> None:
+        """End the video's segment: called at places that depend on the number of frames alone."""
+        self._video.end_segment()
+
+    def state(self) -> State:
+        """Lengths of the files that grow; everything up to there is on the disk when this returns."""
+        os.sync()
+        return {
+            "frames_written": self.frames_written,
+            "first_seconds": self._first_seconds,
+            "last_duration_seconds": self._last_duration_seconds,
+            "video": self._video.state(),
+            "tables": {name: table.length() for name, table in self._tables.items()},
+        }
+
+    def restore(self, state: State) -> None:
+        """Cut the files back to where the state was taken."""
+        self.frames_written = state["frames_written"]
+        self._first_seconds = state["first_seconds"]
+        self._last_duration_seconds = state["last_duration_seconds"]
+        self._video.restore(state["video"])
+        for name, length in state["tables"].items():
+            self._tables[name].truncate(length)
+
+    def close(self) -> None:
+        """Close the files that are open, whatever happened."""
+        try:
+            self._video.end_segment()
+        finally:
+            for table in self._tables.values():
+                table.close()
+
+    def publish(self) -> None:
+        """Make the video and the tables appear in the output folder; what ``checkpoint`` holds stays there.
+
+        Raises:
+            OutputError: There is no room, or the folder cannot be written.
+        """
+        if not self._begun:
+            return
+        self.close()
+        listed = ""
+        if segments := segment_files(self._video.folder):
+            join_segments(segments, self.folder / self.video_name, self._last_duration_seconds)
+            listed += _listed(self.folder, self.video_name)
+        for name in (TRACKS, OBJECTS):
+            if self._tables[name].path.is_file():
+                _copy_whole(self._tables[name].path, self.folder / name)
+                listed += _listed(self.folder, name)
+        masks = self._tables[FILE_LIST].path
+        with whole_file(self.folder / FILE_LIST) as partial, partial.open("w", encoding="utf-8") as target:
+            target.write(listed)
+            if masks.is_file():
+                with masks.open(encoding="utf-8") as source:
+                    shutil.copyfileobj(source, target)
+
+    def discard_checkpoint(self) -> None:
+        """Remove ``checkpoint``, once the run is finished."""
+        shutil.rmtree(self._work, ignore_errors=True)
 
     def paths(self) -> list[Path]:
         """What was written, folders for the files of every frame."""
-        names = (*_FILES[:1], *_FOLDERS, *_FILES[1:])
+        names = (self.video_name, "masks", "parts", TRACKS, OBJECTS)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def report(self) -> dict[str, Any]:
         """Facts for ``run.json``."""
         return {"frames_written": self.frames_written}
 
-    def _video_path(self) -> Path:
-        return self.folder / self.video_name
+    def begin(self) -> None:
+        """Take over the folder, once: call it when the first frame is there, as an earlier run's files go now."""
+        if self._begun:
+            return
+        self._begun = True
+        clear_output(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Says whose folder this is, should the run be killed before it can say more.
+        write_json_whole(self.folder / RECORD, {"producer": PRODUCER, "status": "running"})
+        self._work.mkdir(exist_ok=True)
+
+    def go_on(self) -> None:
+        """Take over the folder of a run that is resumed, with what is in it."""
+        self._begun = self._resumed = True
+        clear_partial_files(self.folder)
 
     def _write_masks(self, packet: Packet) -> None:
         name = self.info.frame_names[packet.index] if self.info.frame_names else f"{packet.index:05d}"
@@ -124,91 +192,18 @@ class Writer:
             self._write_png("parts", name, packet.parts.index_mask)
 
     def _write_png(self, kind: str, name: str, mask: npt.NDArray[np.uint8]) -> None:
-        folder = self.folder / kind
-        folder.mkdir(exist_ok=True)
-        write_indexed_png(folder / f"{name}.png", mask)
+        path = path_inside(self.folder, kind, f"{name}.png")
+        if path.exists() and not self._resumed:
+            raise OutputError(f"{path}: exists already and is not a file of this run; it is left as it is")
+        content = encode_indexed_png(mask)
+        self._tables[FILE_LIST].write(f"{hashlib.sha256(content).hexdigest()}  {kind}/{name}.png\n")
+        write_bytes_whole(path, content)
 
 
-def _mot_lines(packet: Packet) -> str:
-    """The boxes seen in this frame as MOTChallenge lines."""
-    seen = [track for track in packet.tracks or () if track.time_since_update == 0]
-    return "".join(f"{format_track(packet.index, track)}\n" for track in seen)
+def _listed(folder: Path, name: str) -> str:
+    return f"{sha256_of(folder / name)}  {name}\n"
 
 
-class _AtomicText:
-    """A text file that appears under its name only when it is closed; nothing written means no file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._file: TextIO | None = None
-
-    def write(self, text: str) -> None:
-        if self._file is None:
-            self._file = self._partial.open("w", encoding="utf-8")
-        self._file.write(text)
-
-    def __enter__(self) -> _AtomicText:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            os.replace(self._partial, self._path)
-
-
-class _Video:
-    """An H.264 file that is closed, and so playable, however the run ends; opened with its first picture."""
-
-    def __init__(self, path: Path, writer: Writer) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._rate = writer.info.frame_rate
-        self._config = writer.config
-        self._container: Any = None
-        self._stream: Any = None
-        self._last_pts = -1
-
-    def write(self, image: npt.NDArray[np.uint8], pts_seconds: float) -> None:
-        """Append one picture, uint8 ``(H, W, 3)`` RGB."""
-        image = _even(image)
-        if self._container is None:
-            self._open(image.shape[1], image.shape[0])
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        # Presentation times must rise: two frames of the same time would end the encoder.
-        self._last_pts = max(round(pts_seconds / _TIME_BASE), self._last_pts + 1)
-        frame.pts = self._last_pts
-        frame.time_base = _TIME_BASE
-        self._container.mux(self._stream.encode(frame))
-
-    def __enter__(self) -> _Video:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._container is None:
-            return
-        try:
-            self._container.mux(self._stream.encode(None))
-        finally:
-            self._container.close()
-        os.replace(self._partial, self._path)
-
-    def _open(self, width: int, height: int) -> None:
-        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
-        options = {"crf": str(self._config.crf), "preset": self._config.encoder_preset}
-        self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.codec_context.time_base = _TIME_BASE
-        self._stream.time_base = _TIME_BASE
-
-
-def _even(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Repeat the last row or column where a side is odd: 4:2:0 video needs even sides."""
-    height, width = image.shape[:2]
-    if height % 2 or width % 2:
-        image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return np.ascontiguousarray(image)
+def _copy_whole(source: Path, target: Path) -> None:
+    with whole_file(target) as partial:
+        shutil.copyfile(source, partial)

@@ -1,0 +1,122 @@
+"""The table of commands, and how one is loaded and run. A command's module is imported when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from pipeline.core.errors import LiftstreamError
+
+
+class CommandEntry(NamedTuple):
+    """A row of the table of commands: ``module:function``, and the help that lists show."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, CommandEntry] = {
+    name: CommandEntry(f"pipeline.{target}", text)
+    for name, target, text in (
+        ("run", "commands.run:run", "Masks, parts and tracks of videos."),
+        ("demo", "commands.run:demo", "The whole flow on the bundled clip."),
+        ("features", "commands.features:features", "Look at dense features, or export them."),
+        ("coseg", "commands.coseg:coseg", "Common parts of a set of images."),
+        ("match", "commands.match:match", "Corresponding points of two images."),
+        ("discover", "commands.discover:discover", "One box per image around its main object."),
+        ("spair", "commands.spair:spair", "Keypoint transfer on SPair-71k (PCK)."),
+        ("davis", "commands.davis:davis", "Label propagation on DAVIS, with scores."),
+        ("davis-score", "commands.davis:davis_score", "J and F of masks that are there."),
+        ("track-eval", "commands.track_eval:track_eval", "Tracking on MOT or BDD100K, with scores."),
+        ("track-score", "commands.track_score:track_score", "Scores of tracks that are there."),
+        ("retrieval", "commands.retrieval:retrieval", "Instance retrieval between frames."),
+        ("repair", "commands.repair:repair", "Find and repair defective tokens (SINDER)."),
+        ("train-lift", "commands.train_lift:train_lift", "Train a LiFT module."),
+        ("lift-report", "commands.lift_report:lift_report", "What a LiFT module does to features."),
+        ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
+        ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
+        ("bench memory", "bench.run:bench_memory", "Memory late in a long video against early."),
+        ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
+        ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
+        ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
+        ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
+        ("bench roi", "bench.roi:bench_roi", "ROIAlign against torchvision's operator."),
+        ("bench tracking", "bench.tracking:bench_tracking", "Tracking beside other trackers."),
+    )
+}
+"""Every command; a name with a space belongs to a group."""
+
+GROUPS: dict[str, str] = {"bench": "Make the numbers of docs/ again."}
+"""The groups of commands and their help."""
+
+
+class LazyCommand(click.Command):
+    """Stands for a command in lists; the command itself is loaded when it is called."""
+
+    def __init__(self, name: str, entry: CommandEntry) -> None:
+        super().__init__(name, help=entry.help, short_help=entry.help)
+        self._target = entry.target
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The loaded command's context."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def load(self) -> click.Command:
+        """Import the command's module and make the command."""
+        module, function = self._target.split(":")
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command()(getattr(importlib.import_module(module), function))
+        return typer.main.get_command(app)
+
+
+def build_cli() -> click.Group:
+    """The command line with every command of the table."""
+    cli = TyperGroup(
+        name="liftstream",
+        help="Stream videos through a frozen Vision Transformer: masks, parts and tracks.",
+        no_args_is_help=True,
+    )
+    groups = {name: TyperGroup(name=name, help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for group in groups.values():
+        cli.add_command(group)
+    for name, entry in COMMANDS.items():
+        owner, _, command = name.rpartition(" ")
+        (groups[owner] if owner else cli).add_command(LazyCommand(command, entry))
+    return cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 done; 1 failed during the run; 2 bad input, config or usage; 130 interrupted.
+    """
+    warnings.showwarning = _show_warning
+    try:
+        build_cli()(args=arguments)
+    except SystemExit as ended:  # click's way to end a command: it has printed usage errors already
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except LiftstreamError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    sys.stderr.write(f"warning: {message}\n" if category is FutureWarning else f"{category.__name__}: {message}\n")

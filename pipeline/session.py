@@ -1,0 +1,155 @@
+"""One run from its first frame to its ``run.json``: where it goes on, and what it leaves however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from pydantic.main import IncEx
+
+from pipeline.assembly import FlowConfig, Stages
+from pipeline.core.checkpoint import Checkpointer, find_snapshot
+from pipeline.core.errors import InputError, LiftstreamError, OutputError, StageError, WriteError
+from pipeline.core.runner import Pipeline
+from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
+from stages.write.folder import CHECKPOINT
+
+_NOT_IN_IDENTITY: Final[IncEx] = {
+    "queue_depth": True,
+    "write": {"checkpoint_seconds": True, "checkpoint_frames": True},
+}
+"""Settings that change no byte of the results, so that a run may be resumed with others."""
+
+
+class Session:
+    """Context manager around a run: on leaving it the results are published and ``run.json`` is written.
+
+    Args:
+        source: The input.
+        output: The output folder.
+        config: The run's config.
+        stages: From :func:`pipeline.assembly.make_stages`.
+        labels: What was given as masks and detections; files and folders become part of the run's identity.
+
+    Attributes:
+        pipe: The pipeline to run the stages in.
+        checkpointer: Takes the snapshots; None where nothing is written.
+        result: Complete once the context is left.
+    """
+
+    def __init__(
+        self, source: Path, output: Path, config: FlowConfig, stages: Stages, *, labels: Mapping[str, object]
+    ) -> None:
+        self.pipe = Pipeline(config.queue_depth)
+        self.result = RunResult(source, output)
+        self.checkpointer: Checkpointer | None = None
+        self._stages = stages
+        self._started = time.perf_counter()
+        self._identity = run_identity(
+            source,
+            config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY),
+            None if stages.extract is None else stages.extract.report(),
+            {name: value if isinstance(value, Path) else None for name, value in labels.items()},
+        )
+        if stages.write is not None:
+            self.checkpointer = Checkpointer(
+                output / CHECKPOINT,
+                self._identity,
+                segment_frames=config.write.segment_frames,
+                every_seconds=config.write.checkpoint_seconds,
+                every_frames=config.write.checkpoint_frames,
+            )
+
+    def resume(self) -> RunResult | None:
+        """Go on after the last checkpoint, if there is one.
+
+        Returns:
+            The result of an earlier process, where the run is finished already; None where it is to be run.
+
+        Raises:
+            CheckpointError: What lies there belongs to another run, or is damaged.
+        """
+        finished = finished_before(self.result.folder, self.result.source, self._identity)
+        if finished is not None:
+            return finished
+        snapshot = find_snapshot(self.result.folder / CHECKPOINT)
+        if snapshot is not None and self.checkpointer is not None:
+            snapshot.require(self._identity)
+            assert self._stages.write is not None
+            self._stages.write.go_on()
+            snapshot.restore(self._stages.present())
+            self.checkpointer.go_on_after(snapshot)
+            self.result.resumed_at = self._frames()
+        return None
+
+    def __enter__(self) -> Session:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        frames = self._frames()
+        if exc is not None and frames == 0:
+            self._raise_the_cause(exc)
+            return
+        status, problem = self._ending(exc, frames)
+        self._finish(status, problem)
+        if exc is not None:
+            self._raise_the_cause(exc)
+
+    def _frames(self) -> int:
+        write = self._stages.write
+        return 0 if write is None else write.frames_written
+
+    def _ending(self, exc: BaseException | None, frames: int) -> tuple[Status, str | None]:
+        if exc is None:
+            broken = self._stages.decode.broken
+            return ("damaged", broken) if broken else ("done", None)
+        if isinstance(exc, LiftstreamError):
+            return "failed", str(exc)
+        return "interrupted", f"interrupted after {frames} frames"
+
+    def _finish(self, status: Status, problem: str | None) -> None:
+        """Publish the results and write ``run.json``; a disk that is full must not hide how the run ended."""
+        result, write, stages = self.result, self._stages.write, self._stages
+        bottleneck = self.pipe.bottleneck()
+        result.status, result.problem, result.frames = status, problem, self._frames()
+        result.seconds = time.perf_counter() - self._started
+        result.reports, result.warnings = stages.reports(), stages.warnings()
+        result.statistics = self.pipe.statistics
+        result.bottleneck = None if bottleneck is None else bottleneck.name
+        if write is None:
+            return
+        checkpointer = self.checkpointer
+        assert checkpointer is not None
+        result.warnings += checkpointer.warnings
+        checkpoints = {"written": checkpointer.snapshots, "seconds": round(checkpointer.seconds, 3)}
+        finished = status in ("done", "damaged")
+        try:
+            if "stage-write" not in self.pipe.left_behind:
+                write.publish()
+            write_record(result, stages.info, self._identity, checkpoints=checkpoints)
+        except OutputError as error:
+            if finished:
+                raise WriteError(f"{error}; free some space and go on with --resume") from error
+            result.warnings.append(f"{error}; the video so far is in {result.folder / CHECKPOINT / 'video'}")
+        else:
+            if finished:
+                write.discard_checkpoint()
+        result.paths = write.paths()
+
+    def _raise_the_cause(self, exc: BaseException) -> None:
+        """Turn a stage's error into what the caller can act on; the others pass as they are."""
+        if not isinstance(exc, StageError):
+            return
+        cause = exc.__cause__
+        if exc.stage == "write" and isinstance(cause, OSError | OutputError):
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+            where = f"{self.result.folder}: cannot be written after {self._frames()} frames ({reason})"
+            raise WriteError(f"{where}; free some space and go on with --resume") from exc
+        if isinstance(cause, InputError):
+            raise cause from exc

@@ -1,0 +1,29 @@
+"""What a run writes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.core.config import StrictModel
+
+EncoderPreset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+]
+
+
+class WriteConfig(StrictModel):
+    """What is written; every field is explained in ``configs/default.yaml``."""
+
+    enabled: bool = True
+    annotated_video: bool = True
+    masks: bool = True
+    parts: bool = True
+    tracks: bool = True
+    objects: bool = True
+    crf: int = Field(20, ge=0, le=51)
+    encoder_preset: EncoderPreset = "veryfast"
+    segment_frames: int = Field(64, ge=1)
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    checkpoint_frames: int | None = Field(None, ge=1)
