@@ -116,7 +116,7 @@ def survey(
     stages: Stages,
     config: FlowConfig,
     checkpointer: Checkpointer | None = None,
-    on_packet: Callable[[Packet], None] = lambda packet: None,
+    on_packet: Callable[[Packet], object] = lambda packet: None,
 ) -> None:
     """The first of two passes over the video, where co-segmentation asks for two; nothing otherwise.
 
@@ -162,7 +162,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     further: Sequence[tuple[str, PacketStage]] = (),
-    on_packet: Callable[[Packet], None] = lambda packet: None,
+    on_packet: Callable[[Packet], object] = lambda packet: None,
 ) -> RunResult:
     """Run a video through the flow into an output folder.
 

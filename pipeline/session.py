@@ -6,9 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final
-
-from pydantic.main import IncEx
+from typing import Any, Final
 
 from pipeline.assembly import FlowConfig, Stages
 from pipeline.core.checkpoint import Checkpointer, find_snapshot
@@ -17,7 +15,7 @@ from pipeline.core.runner import Pipeline
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
 from stages.write.folder import CHECKPOINT
 
-_NOT_IN_IDENTITY: Final[IncEx] = {
+_NOT_IN_IDENTITY: Final[dict[str, Any]] = {
     "queue_depth": True,
     "write": {"checkpoint_seconds": True, "checkpoint_frames": True},
 }

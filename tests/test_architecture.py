@@ -3,6 +3,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,12 @@ def test_the_error_tree_in_the_docstring_is_the_one_in_the_code() -> None:
 
 
 def test_every_command_has_its_function_and_help() -> None:
-    for target in run_pipeline.COMMANDS.values():
-        module, function = target.split(":")
+    for entry in run_pipeline.COMMANDS.values():
+        module, function = entry.target.split(":")
         assert inspect.getdoc(getattr(importlib.import_module(module), function))
+        assert entry.help.endswith(".")
+
+
+def test_the_list_of_commands_is_shown_without_loading_one() -> None:
+    code = "import sys, run_pipeline; run_pipeline.main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)

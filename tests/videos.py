@@ -14,7 +14,7 @@ Image = npt.NDArray[np.uint8]
 
 
 def pattern(index: int, *, height: int = 48, width: int = 64) -> Image:
-    """A grey frame with a bright square that moves right by two pixels a frame, top left dark."""
+    """A gray frame with a bright square that moves right by two pixels per frame, top left dark."""
     image = np.full((height, width, 3), 90, np.uint8)
     left = 4 + 2 * index
     image[height // 4 : height * 3 // 4, left : left + width // 4] = (230, 60, 40)

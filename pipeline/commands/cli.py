@@ -6,11 +6,10 @@ import importlib
 import os
 import sys
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pipeline.core.errors import LiftstreamError
 
@@ -57,20 +56,18 @@ GROUPS: dict[str, str] = {"bench": "Make the numbers of docs/ again."}
 """The groups of commands and their help."""
 
 
-class LazyCommand(click.Command):
+class LazyCommand(TyperCommand):
     """Stands for a command in lists; the command itself is loaded when it is called."""
 
     def __init__(self, name: str, entry: CommandEntry) -> None:
         super().__init__(name, help=entry.help, short_help=entry.help)
         self._target = entry.target
 
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        """The loaded command's context."""
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The loaded command's context; the types are those of whichever click typer brings."""
         return self.load().make_context(info_name, args, parent, **extra)
 
-    def load(self) -> click.Command:
+    def load(self) -> Any:
         """Import the command's module and make the command."""
         module, function = self._target.split(":")
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -78,7 +75,7 @@ class LazyCommand(click.Command):
         return typer.main.get_command(app)
 
 
-def build_cli() -> click.Group:
+def build_cli() -> TyperGroup:
     """The command line with every command of the table."""
     cli = TyperGroup(
         name="liftstream",
@@ -118,5 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     sys.stderr.write(f"warning: {message}\n" if category is FutureWarning else f"{category.__name__}: {message}\n")

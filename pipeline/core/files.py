@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -47,6 +48,34 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty hidden folder beside ``path`` to prepare it in; removed when the block ends.
+
+    What a killed process left in it is cleared first. :func:`move_folder` gives a finished result its name.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    scratch = path.with_name(f".{path.name}.scratch.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def move_folder(finished: Path, path: Path) -> None:
+    """Rename a finished folder to ``path``, in place of the folder that is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    os.replace(finished, path)
 
 
 def write_bytes_whole(path: Path, content: bytes, *, sync: bool = False) -> None:

@@ -189,14 +189,12 @@ class Detections:
         scores: float32 ``(N,)``.
         categories: N category names or numbers as text; empty text where unknown.
         object_ids: int64 ``(N,)``: the propagated object a box came from; 0 where it came from a detector.
-        masks: For boxes from propagated objects, bool ``(N, h, w)`` on the feature grid, or None.
     """
 
     xyxy: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     categories: tuple[str, ...]
     object_ids: npt.NDArray[np.int64]
-    masks: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.categories)

@@ -1,18 +1,18 @@
 """BDD100K box-track JSON ("Scalabel format"), read and written in both of its spellings.
 
 Format: https://doc.bdd100k.com/format.html (Yu et al. 2020, https://arxiv.org/abs/1805.04687). A list of
-frames, or an object that holds it under ``frames``; one video a file, or many told apart by ``videoName``.
+frames, or an object that holds it under ``frames``; one video per file, or several, identified by ``videoName``.
 
 ==================  =================================  ==========================================
 what                Scalabel (``spelling="scalabel"``)  first release (``spelling="first"``), TrackEval
 ==================  =================================  ==========================================
 frame number        ``frameIndex``, from 0              ``index``, from 0
 attributes          ``crowd``, ``occluded``, ...        ``Crowd``, ``Occluded``, ...
-identities          text                                text that is a whole number
+identities          text                                text that is an integer
 ==================  =================================  ==========================================
 
-Identities are unique only within a video; reading numbers them in order of appearance. Boxes are kept as the file
-gives them: the official scores count ``x2 - x1 + 1`` pixels, which is for the scoring to add, not for the reader.
+Identities are unique only within a video; they are numbered in order of appearance. Boxes are kept as the file
+gives them: the official scores count ``x2 - x1 + 1`` pixels, which the scoring adds, not the reader.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from pipeline.core.errors import LabelFileError
 from pipeline.core.files import write_text_whole
 from pipeline.core.records import VideoInfo
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
+from pipeline.formats.json_file import load_json
 from pipeline.formats.mot import Detected
 
 Spelling = Literal["scalabel", "first"]
-#: Rate at which BDD100K's tracking frames were taken from its videos, in frames a second.
+#: Rate at which BDD100K's tracking frames were sampled from its videos, in frames per second.
 FRAME_RATE = 5
 
 
@@ -41,9 +42,9 @@ class BddVideo:
 
     Attributes:
         name: The video's name; empty where the file gives none.
-        num_frames: Frames the file lists, with and without boxes; one more than the last index.
+        num_frames: Number of frames, with and without boxes: one more than the last index listed.
         table: All boxes; ``ignored`` is set for crowds and for labels marked as ignored.
-        id_names: The file's identity of every number in ``table.ids``.
+        id_names: The file's name of each identity in ``table.ids``.
         frame_names: The images' file names by frame index.
     """
 
@@ -56,7 +57,7 @@ class BddVideo:
 
 @dataclass(slots=True)
 class _Reading:
-    """What is gathered of one video while its frames are read."""
+    """What has been read of one video so far."""
 
     frames: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -85,8 +86,8 @@ def read_videos(path: Path) -> dict[str, BddVideo]:
     """All videos of a file, or of every ``.json`` in a folder, by name.
 
     Raises:
-        LabelFileError: No such file, no JSON, a frame or label without what it needs (named by file, frame and
-            label), an identity or a frame that appears twice.
+        LabelFileError: The file is missing or not JSON, a frame or label lacks a required field (the message names
+            file, frame and label), or an identity or a frame appears twice.
     """
     if path.is_dir():
         files = sorted(path.glob("*.json"))
@@ -97,7 +98,7 @@ def read_videos(path: Path) -> dict[str, BddVideo]:
     for position, frame in enumerate(load_frames(path)):
         where = f"{path}: frame {position}"
         if not isinstance(frame, Mapping):
-            raise LabelFileError(f"{where}: is no object")
+            raise LabelFileError(f"{where}: is not an object")
         video = str(_first(frame, "videoName", "video_name") or path.stem)
         _read_frame(frame, readings.setdefault(video, _Reading()), position, where)
     return {name: reading.finish(name) for name, reading in readings.items()}
@@ -107,7 +108,7 @@ def load_frames(path: Path) -> list[Any]:
     """The list of frames in a JSON file.
 
     Raises:
-        LabelFileError: No such file, no JSON (with the line), or no list of frames in it.
+        LabelFileError: The file is missing, is not JSON (the message has the line), or has no list of frames.
     """
     content = load_json(path)
     frames = content.get("frames") if isinstance(content, Mapping) else content
@@ -116,24 +117,8 @@ def load_frames(path: Path) -> list[Any]:
     return frames
 
 
-def load_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        LabelFileError: No such file, or no JSON (with the line).
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise LabelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LabelFileError(f"{path}: is no text file; expected JSON") from error
-    except json.JSONDecodeError as error:
-        raise LabelFileError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-
-
 def _first(source: Mapping[str, Any], *keys: str) -> Any:
-    """The value of the first key that is there and not null."""
+    """The value of the first key that is present and not null."""
     return next((source[k] for k in keys if source.get(k) is not None), None)
 
 
@@ -141,7 +126,7 @@ def _read_frame(frame: Mapping[str, Any], reading: _Reading, position: int, wher
     index = _first(frame, "frameIndex", "index", "frame_index")
     index = len(reading.listed) if index is None else index
     if not isinstance(index, int) or index < 0:
-        raise LabelFileError(f"{where}: frameIndex must be a whole number from 0, got {index!r}")
+        raise LabelFileError(f"{where}: frameIndex must be an integer from 0, got {index!r}")
     if index in reading.listed:
         raise LabelFileError(f"{where}: frameIndex {index} appears twice")
     reading.listed.add(index)
@@ -184,11 +169,12 @@ def read_detections(path: Path, info: VideoInfo) -> Detected:
     """Detections of one video from a box-track or detection JSON, clipped to the video's frames.
 
     Args:
-        path: A JSON file with one video, or with one that is named like ``info.path``.
+        path: A JSON file with one video, or with one that has the name of ``info.path``.
         info: The video, for its name, size and number of frames.
 
     Raises:
-        LabelFileError: A bad label, several videos of which none fits, or a frame beyond the video.
+        LabelFileError: A bad label, several videos of which none has the input's name, or a frame past the video's
+            end.
     """
     videos = read_videos(path)
     video = next(iter(videos.values())) if len(videos) == 1 else videos.get(info.path.stem)
@@ -202,13 +188,13 @@ def read_detections(path: Path, info: VideoInfo) -> Detected:
 
 
 def write_videos(path: Path, videos: Iterable[BddVideo], *, spelling: Spelling = "scalabel") -> None:
-    """Write videos as one JSON file, every frame listed, whole or not at all.
+    """Write videos as one JSON file that lists every frame, whole or not at all.
 
-    Frames without boxes are listed too: the official evaluation wants as many frames as the ground truth has.
-    Identities are written as their numbers where ``id_names`` does not name them.
+    Frames without boxes are listed too: the official evaluation needs as many frames as the ground truth has.
+    Identities that ``id_names`` does not name are written as numbers.
 
     Args:
-        path: Where to; missing folders are made.
+        path: The file to write; missing folders are made.
         videos: The videos.
         spelling: See the module's table.
     """

@@ -1,9 +1,9 @@
-"""The common form of every box file: one table of boxes with frame, identity, category and flags.
+"""The common form of all box files: one table of boxes with frame, identity, category and flags.
 
-MOTChallenge text, BDD100K JSON and COCO JSON are all read into a :class:`BoxTable` and written from one, so a
-score or a tracker never sees a file format. A table holds the boxes exactly as the file gives them (ground
-truth may reach over the image's border, and the official evaluators leave it so); :func:`to_detections` is the
-place where boxes are clipped for feature pooling.
+MOTChallenge text, BDD100K JSON and COCO JSON are read into a :class:`BoxTable` and written from one, so that
+scores and trackers do not depend on file formats. A table holds the boxes exactly as in the file (ground truth may
+extend beyond the image, and the official evaluators keep it so); :func:`to_detections` clips them for feature
+pooling.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class BoxTable:
 
     Attributes:
         frames: int64 ``(N,)``, 0-based frame index.
-        ids: int64 ``(N,)``, identity within the video; -1 where the box has none (a detection).
-        xyxy: float64 ``(N, 4)``: left, top, right, bottom, continuous 0-based pixels, not clipped.
+        ids: int64 ``(N,)``, identity within the video; -1 for boxes without one (detections).
+        xyxy: float64 ``(N, 4)``: left, top, right, bottom in continuous 0-based pixels, not clipped.
         scores: float64 ``(N,)``, as in the file.
         categories: N names or numbers as text; empty where unknown.
-        ignored: bool ``(N,)``: ground truth that is no target (MOT flag 0, BDD crowd or distractor).
-        visibility: float64 ``(N,)`` in [0, 1]; 1 where the file does not say.
+        ignored: bool ``(N,)``: ground truth that is not evaluated (MOT flag 0, BDD crowd or distractor).
+        visibility: float64 ``(N,)`` in [0, 1]; 1 if the file does not give it.
     """
 
     frames: IntArray
@@ -69,7 +69,7 @@ class BoxTable:
         ignored: npt.ArrayLike | None = None,
         visibility: npt.ArrayLike | None = None,
     ) -> BoxTable:
-        """A table from plain sequences; what is not given is 1, empty or False.
+        """A table from plain sequences. Scores and visibility default to 1, categories to "", ignored to False.
 
         >>> BoxTable.make([0, 1], [7, 7], [[0, 0, 4, 4], [1, 0, 5, 4]])
         BoxTable(2 boxes, 2 frames)
@@ -93,7 +93,7 @@ class BoxTable:
 
     @property
     def num_frames(self) -> int:
-        """One more than the last frame that holds a box."""
+        """One more than the last frame that has a box."""
         return int(self.frames.max()) + 1 if len(self) else 0
 
     def select(self, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> BoxTable:
@@ -114,13 +114,13 @@ class BoxTable:
         return self.select(np.array([c in names for c in self.categories], np.bool_))
 
     def by_frame(self, num_frames: int) -> list[IntArray]:
-        """The row numbers of every frame ``0 .. num_frames - 1``, in the table's order."""
+        """The row numbers per frame ``0 .. num_frames - 1``, in the table's order."""
         order = np.argsort(self.frames, kind="stable")
         starts = np.searchsorted(self.frames[order], np.arange(num_frames + 1))
         return [order[starts[i] : starts[i + 1]] for i in range(num_frames)]
 
     def every(self, step: int, offset: int = 0) -> BoxTable:
-        """Frames ``offset, offset + step, ...`` only, renumbered from 0.
+        """Only frames ``offset, offset + step, ...``, renumbered from 0.
 
         >>> BoxTable.make([0, 1, 5], [1, 1, 1], [[0, 0, 1, 1]] * 3).every(5).frames.tolist()
         [0, 1]
@@ -131,18 +131,18 @@ class BoxTable:
 
 @dataclass(frozen=True, slots=True)
 class ClipCounts:
-    """What :func:`to_detections` did to the boxes.
+    """How many boxes :func:`to_detections` changed.
 
     Attributes:
-        clipped: Boxes that reached over the border and were cut to it.
-        skipped: Boxes without area inside the image, left out.
+        clipped: Boxes that extended beyond the image and were clipped to it.
+        skipped: Boxes without area inside the image, which were dropped.
     """
 
     clipped: int
     skipped: int
 
     def warning(self, source: object) -> str | None:
-        """One line that says so, or None when nothing was changed."""
+        """One line for the user, or None if nothing was changed."""
         if not (self.clipped or self.skipped):
             return None
         return f"{source}: {self.clipped} boxes clipped to the image, {self.skipped} without area skipped"
@@ -152,16 +152,16 @@ def to_detections(table: BoxTable, image_hw: tuple[int, int]) -> tuple[dict[int,
     """Detections by 0-based frame index, clipped to the image.
 
     Args:
-        table: The boxes; identities are dropped (a detection has none).
+        table: The boxes; identities are dropped.
         image_hw: Size of a frame in pixels.
 
     Returns:
-        Detections of every frame that keeps a box, and how many boxes were clipped and skipped.
+        Detections of each frame with at least one box left, and the counts of clipped and dropped boxes.
     """
     height, width = image_hw
     limits = np.array([width, height, width, height], np.float64)
     inside = np.clip(table.xyxy, 0, limits)
-    # A box the file gives without area (or inside out) must not be repaired by the clipping above.
+    # Clipping must not turn a box that has no area in the file (or swapped corners) into one that has.
     sizes = np.concatenate([inside[:, 2:] - inside[:, :2], table.xyxy[:, 2:] - table.xyxy[:, :2]], axis=1)
     has_area = np.asarray((sizes > 0).all(axis=1), np.bool_)
     clipped = int((has_area & (inside != table.xyxy).any(axis=1)).sum())
@@ -189,16 +189,16 @@ def from_tracks(tracks: Mapping[int, Sequence[tuple[int, Sequence[float]]]]) -> 
 
 
 def check_frame(where: str, frame: int, num_frames: int | None, *, first: int = 1) -> None:
-    """Refuse a frame number that the video does not have.
+    """Raise an error for a frame number past the video's end.
 
     Args:
         where: File and line for the message.
         frame: The number as written in the file.
-        num_frames: Frames of the video; None when unknown, then nothing is checked.
-        first: What the file calls the first frame.
+        num_frames: Frames of the video; None if unknown, and nothing is checked.
+        first: The file's number of the first frame.
 
     Raises:
-        LabelFileError: The frame does not exist; the message holds both counts.
+        LabelFileError: The frame does not exist; the message has both counts.
     """
     if num_frames is not None and frame >= num_frames + first:
         raise LabelFileError(

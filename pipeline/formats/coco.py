@@ -1,9 +1,9 @@
-"""COCO detections: ``[{image_id, category_id, bbox, score}]``, or a whole data set with ``images`` and names.
+"""COCO detections: ``[{image_id, category_id, bbox, score}]``, or a whole data set with images and category names.
 
 Format: https://cocodataset.org/#format-results. ``bbox`` is left, top, width, height in continuous 0-based pixels.
-COCO knows no frames: an image is tied to one by its ``file_name`` where the file has ``images`` and the input is a
-folder of images with that name; else by the order of the file names, if there are as many as frames; else
-``image_id`` is taken as the frame's number, from 0 where one is 0, else from 1.
+COCO has no frame numbers. An image is matched to a frame by its ``file_name`` if the file has ``images`` and the
+input is a folder of images with that name; else by the order of the file names, if there are as many images as
+frames; else ``image_id`` is the frame number, counted from 0 if one of them is 0 and from 1 otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.core.errors import LabelFileError
 from pipeline.core.records import VideoInfo
-from pipeline.formats.bdd import load_json
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
+from pipeline.formats.json_file import load_json
 from pipeline.formats.mot import Detected
 
 
@@ -28,7 +28,7 @@ def read_detections(path: Path, info: VideoInfo) -> Detected:
         info: The video, for its frame names, size and number of frames.
 
     Raises:
-        LabelFileError: A bad entry (named by its place), or an image beyond the video.
+        LabelFileError: A bad entry (the message has its position), or an image that is not a frame of the video.
     """
     table = read_table(path, frame_names=info.frame_names, num_frames=info.num_frames)
     found, counts = to_detections(table, info.image_hw)
@@ -57,7 +57,7 @@ def read_table(path: Path, *, frame_names: Sequence[str] = (), num_frames: int |
     frames = _frame_of_image([r[0] for r in rows], images, frame_names, num_frames)
     for place, row in enumerate(rows):
         if row[0] not in frames:
-            raise LabelFileError(f"{path}: entry {place}: image {row[0]} is none of the video's frames")
+            raise LabelFileError(f"{path}: entry {place}: image {row[0]} is not a frame of the video")
         check_frame(f"{path}: entry {place}", frames[row[0]], num_frames, first=0)
     return BoxTable.make(
         [frames[r[0]] for r in rows],

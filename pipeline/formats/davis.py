@@ -1,13 +1,13 @@
-"""The DAVIS layout: which sequences a root holds, their frames, their annotations, and folders of results.
+"""The DAVIS layout: the sequences of a root, their frames and annotations, and folders of results.
 
 ::
 
     ROOT/JPEGImages/480p/<sequence>/00000.jpg ...
     ROOT/Annotations/480p/<sequence>/00000.png ...
-    ROOT/ImageSets/<year>/<split>.txt        one sequence a line
+    ROOT/ImageSets/<year>/<split>.txt        one sequence per line
 
-DAVIS 2016 is one object a sequence, written as {0, 255} in its own release and as any id but 0 in the files of
-2017. DAVIS 2017 numbers its objects in a palette PNG, 0 being background and 255 void.
+DAVIS 2016 has one object per sequence, written as {0, 255} in its own release and as all ids but 0 in the files of
+2017. DAVIS 2017 has object ids in a palette PNG; 0 is background and 255 void.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DavisSequence:
 
 
 def year_mask(values: npt.NDArray[np.uint8], year: Year) -> npt.NDArray[np.uint8]:
-    """The values of an annotation or a result as that year's task reads them.
+    """The values of an annotation or a result as defined by that year's task.
 
     Args:
         values: uint8 ``(H, W)``, as in the file.
@@ -97,7 +97,7 @@ def open_davis(
         root: Folder with ``JPEGImages``, ``Annotations`` and, unless ``sequences`` is given, ``ImageSets``.
         year: Which year's task.
         split: Name of the list under ``ImageSets/<year>``.
-        sequences: Names to take instead of a split's.
+        sequences: Names to use instead of a split.
 
     Raises:
         MediaError: The root is not DAVIS, or a sequence is missing or has no frames.
@@ -116,7 +116,7 @@ def open_davis(
 
 
 def results_missing(sequence: DavisSequence, results: Path) -> list[str]:
-    """Names of the files of one sequence that a folder of results lacks."""
+    """Names of the files of one sequence that are missing in a folder of results."""
     files = [f"{name}.png" for name in sequence.frame_names]
     return [file for file in files if not (results / sequence.name / file).is_file()]
 

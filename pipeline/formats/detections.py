@@ -1,4 +1,4 @@
-"""Detections from whatever file the user has: the format is told by its suffix and content."""
+"""Detections from any supported file; the format is recognized from suffix and content."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.core.records import VideoInfo
 from pipeline.formats import bdd, coco, mot
+from pipeline.formats.json_file import load_json
 from pipeline.formats.mot import Detected
 
 
@@ -22,7 +23,7 @@ def read_detections(path: Path, info: VideoInfo) -> Detected:
     """
     if path.suffix.lower() != ".json":
         return mot.read_detections(path, info)
-    content = bdd.load_json(path)
+    content = load_json(path)
     entries = content if isinstance(content, list) else []
     is_coco = isinstance(content, Mapping) and "annotations" in content
     is_coco = is_coco or any(isinstance(e, Mapping) and "bbox" in e for e in entries[:1])

@@ -2,18 +2,17 @@
 
 Both hold, for N frames: ``data`` and every further facet ``(N, C, h, w)``, ``saliency`` ``(N, h, w)`` and ``cls``
 ``(N, C)`` in float16; ``frame_index`` and ``pts_seconds`` ``(N,)``; and the geometry of the grid, ``image_hw``,
-``grid_hw``, ``stride_px``, ``offset_px``, as arrays in the npz and as attributes in Zarr. The centre of cell
+``grid_hw``, ``stride_px``, ``offset_px``, as arrays in the npz and as attributes in Zarr. The center of cell
 (row, column) lies at ``offset_px + (row, column) * stride_px`` in pixels of the frame.
 
-Memory holds one frame at a time. The file or folder gets its name when it is complete.
+Memory holds one frame at a time. The file or folder gets its name once it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from pipeline.core.errors import OutputError
+from pipeline.core.files import move_folder, scratch_folder, whole_file
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Packet
 
@@ -35,7 +35,7 @@ _FLOAT16_MAX: Final = 65504.0
 class FeatureExporter:
     """Streams the features of packets to disk. Use as a context manager: leaving it completes the file.
 
-    Invariant: where the block is left by an exception, nothing stays on disk.
+    Invariant: if the block is left by an exception, nothing new stays on disk.
     """
 
     def __init__(self, path: Path, kind: ExportFormat, *, overwrite: bool = False, **facts: Any) -> None:
@@ -44,7 +44,7 @@ class FeatureExporter:
         Args:
             path: The ``.npz`` file or Zarr folder to write.
             kind: Which of the two.
-            overwrite: Replace what is there.
+            overwrite: Replace an existing export.
             facts: JSON-ready facts to keep with the features, such as the backbone's name.
 
         Raises:
@@ -58,12 +58,12 @@ class FeatureExporter:
         self._kind = kind
         self._facts = facts
         self._grid: PatchGrid | None = None
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._stack = ExitStack()
+        self._scratch = Path()
         self._arrays: dict[str, _GrowingArray] = {}
 
     def __enter__(self) -> FeatureExporter:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        self._scratch = self._stack.enter_context(scratch_folder(self.path))
         return self
 
     def write(self, packet: Packet) -> None:
@@ -77,23 +77,23 @@ class FeatureExporter:
             raise ValueError(f"frame {packet.index} has no features to export")
         self._grid = self._grid or features.grid
         if features.grid != self._grid:
-            raise ValueError(f"frame {packet.index} lies on another grid than the frames before")
+            raise ValueError(f"frame {packet.index} has another grid than the frames before it")
         fields: dict[str, Any] = {"data": features.data, **features.extra}
         fields |= {"saliency": features.saliency, "cls": features.cls}
         rows = {name: self._half(values) for name, values in fields.items() if values is not None}
         rows["frame_index"] = np.asarray(packet.index, np.int64)
         rows["pts_seconds"] = np.asarray(packet.frame.pts_seconds, np.float64)
         if self._arrays and rows.keys() != self._arrays.keys():
-            raise ValueError(f"frame {packet.index} has other facets than the frames before")
+            raise ValueError(f"frame {packet.index} has other facets than the frames before it")
         for name, row in rows.items():
             if name not in self._arrays:
                 make = _GrowingNpy if self._kind == "npz" else _GrowingZarr
-                self._arrays[name] = make(self._partial, name, row)
+                self._arrays[name] = make(self._scratch, name, row)
             self._arrays[name].append(row)
         self.num_frames += 1
 
     def _half(self, values: Any) -> npt.NDArray[np.float16]:
-        """As float16; what is beyond its range becomes its largest value, and is counted."""
+        """As float16; values outside its range are clipped and counted."""
         exact = values.float().cpu().numpy()
         beyond = int((np.abs(exact) > _FLOAT16_MAX).sum())
         self.clipped_values += beyond
@@ -103,40 +103,39 @@ class FeatureExporter:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for array in self._arrays.values():
-            array.close()
-        if exc_type is None and self._grid is not None:
-            self._complete(self._grid)
-        shutil.rmtree(self._partial, ignore_errors=True)
+        with self._stack:
+            for array in self._arrays.values():
+                array.close()
+            if exc_type is None and self._grid is not None:
+                self._complete(self._grid)
 
     def _complete(self, grid: PatchGrid) -> None:
         geometry: dict[str, Any] = {
             name: list(getattr(grid, name)) for name in ("image_hw", "grid_hw", "stride_px", "offset_px")
         }
         if self._kind == "zarr":
-            (self._partial / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
-            (self._partial / ".zattrs").write_text(json.dumps(geometry | self._facts, indent=1))
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
-            os.replace(self._partial, self.path)
+            (self._scratch / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
+            (self._scratch / ".zattrs").write_text(json.dumps(geometry | self._facts, indent=1))
+            move_folder(self._scratch, self.path)
             return
-        archive = self._partial / "archive"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, allowZip64=True) as target:
+        with (
+            whole_file(self.path) as archive,
+            zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, allowZip64=True) as target,
+        ):
             for name in self._arrays:
-                target.write(self._partial / f"{name}.npy", f"{name}.npy")
+                target.write(self._scratch / f"{name}.npy", f"{name}.npy")
             for name, values in geometry.items():
                 with target.open(f"{name}.npy", "w") as entry:
                     np.save(entry, np.asarray(values))
             with target.open("facts.npy", "w") as entry:
                 np.save(entry, np.asarray(json.dumps(self._facts)))
-        os.replace(archive, self.path)
 
 
 class _GrowingArray:
-    """An array on disk that gets one row after the other."""
+    """An array on disk that grows row by row."""
 
     def append(self, row: npt.NDArray[Any]) -> None:
-        """Add a row."""
+        """Append one row."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -170,7 +169,7 @@ class _GrowingNpy(_GrowingArray):
 
 
 class _GrowingZarr(_GrowingArray):
-    """A Zarr array with a chunk a row, uncompressed."""
+    """An uncompressed Zarr array with one chunk per row."""
 
     def __init__(self, folder: Path, name: str, row: npt.NDArray[Any]) -> None:
         self._folder = folder / name

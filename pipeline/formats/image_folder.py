@@ -22,23 +22,23 @@ def load_image(path: Path) -> npt.NDArray[np.uint8]:
     """An image file as uint8 RGB ``(H, W, 3)``, upright, in an array of its own.
 
     Raises:
-        MediaError: The file is no image, or breaks off.
+        MediaError: The file is not an image, or is truncated.
     """
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I") or upright.mode == "F":
                 return _sixteen_bit_to_rgb(upright)
-            return np.array(upright.convert("RGB"))  # a copy: torch warns of arrays that cannot be written
+            return np.array(upright.convert("RGB"))  # a copy: torch warns about read-only arrays
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise MediaError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def probe_folder(folder: Path, frame_rate: Fraction) -> VideoInfo:
-    """Facts about a folder of images; reads every header, so that a size that differs is known at once.
+    """Facts about a folder of images; reads all headers, so that a different size is an error before the run.
 
     Raises:
-        MediaError: No images, a file that is none, or sizes that differ (names the first that does).
+        MediaError: No images, a file that is not an image, or different sizes (the message names the first one).
     """
     files = list_images(folder)
     sizes = ((path, _upright_size(path)) for path in files)
@@ -47,7 +47,7 @@ def probe_folder(folder: Path, frame_rate: Fraction) -> VideoInfo:
         if size != (width, height):
             raise MediaError(
                 f"{path}: is {size[0]}x{size[1]}, but {first.name} is {width}x{height}; "
-                "a folder's images need one size"
+                "all images of a folder must have the same size"
             )
     return VideoInfo(
         path=folder,
@@ -77,8 +77,8 @@ def _upright_size(path: Path) -> tuple[int, int]:
 
 
 def _sixteen_bit_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey images of more than 8 bits, whose values Pillow would clip at 255, scaled to 8."""
+    """Gray images of more than 8 bits scaled to 8; Pillow would clip them at 255."""
     values = np.asarray(image).astype(np.float64)
     top = 65535.0 if values.max(initial=0) > 255 else 255.0
-    grey = np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    gray = np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)

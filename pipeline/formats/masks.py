@@ -1,4 +1,4 @@
-"""Object masks given by the user: one PNG for the first frame, or a folder of them named by frame."""
+"""Object masks given by the user: one PNG for the first frame, or a folder of PNGs named by frame."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.core.records import VideoInfo
 from pipeline.formats.palette import read_indexed_png
 
 VOID = 255
-"""Pixels of this value belong to nobody: neither object nor background."""
+"""Value of pixels that are neither object nor background."""
 
 
 def single_object(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """``values`` with {0, 255}, the way DAVIS 2016 writes one object, turned into {0, 1}.
+    """``values`` of {0, 255}, as DAVIS 2016 writes one object, as {0, 1}.
 
-    Any other set of values is returned as it is, with 255 as void.
+    Any other set of values is returned unchanged, with 255 as void.
 
     >>> single_object(np.array([[0, 255]], np.uint8)).tolist()
     [[0, 1]]
@@ -32,7 +32,7 @@ def single_object(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def object_ids(mask: npt.NDArray[np.uint8]) -> tuple[int, ...]:
-    """The ids of the objects in an index mask, ascending; background and void are none.
+    """The object ids in an index mask, ascending, without background and void.
 
     >>> object_ids(np.array([[0, 3, 1, 255]], np.uint8))
     (1, 3)
@@ -44,17 +44,17 @@ def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int
     """The given masks by the 0-based index of their frame.
 
     Args:
-        path: An indexed (or 8-bit grey) PNG, which belongs to the first frame; or a folder of them named by
-            frame: by the picture's name for a folder of images, by the 0-based frame number for a video.
+        path: An indexed (or 8-bit gray) PNG for the first frame; or a folder of them named by frame: by image name
+            for a folder of images, by 0-based frame number for a video.
         info: The input's facts: size, number and names of frames.
         first_index: Index of the first frame that is processed.
 
     Returns:
-        uint8 ``(H, W)`` of object ids a frame, 255 being void; a mask of {0, 255} is one object.
+        uint8 ``(H, W)`` object ids per frame; 255 is void; a mask of {0, 255} is one object.
 
     Raises:
-        MaskError: Nothing there, a mask of another size than the frames, colours instead of indices, a name
-            that is no frame of the input, or masks without any object.
+        MaskError: Nothing at ``path``, a mask of another size than the frames, colors instead of indices, a name
+            that is not a frame of the input, or masks without any object.
     """
     if path.is_dir():
         files = _files_by_frame(path, info)
@@ -64,7 +64,7 @@ def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int
         raise MaskError(f"{path}: no such mask file or folder")
     masks = {index: _read(file, info) for index, file in sorted(files.items())}
     if not any(object_ids(mask) for mask in masks.values()):
-        raise MaskError(f"{path}: no object in it; a mask holds each object's number (1 to 254) in its pixels")
+        raise MaskError(f"{path}: has no object; pixel values are object numbers (1 to 254)")
     return masks
 
 
@@ -85,7 +85,7 @@ def _files_by_frame(folder: Path, info: VideoInfo) -> dict[int, Path]:
 def _number(file: Path, info: VideoInfo) -> int:
     if not file.stem.isdecimal():
         wanted = f"like its picture, for example {info.frame_names[0]}.png" if info.frame_names else "00000.png"
-        raise MaskError(f"{file}: the name is no frame of {info.path.name}; name masks by frame, {wanted}")
+        raise MaskError(f"{file}: the name is not a frame of {info.path.name}; name masks by frame, {wanted}")
     index = int(file.stem)
     if info.num_frames is not None and index >= info.num_frames:
         raise MaskError(

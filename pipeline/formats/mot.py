@@ -1,14 +1,14 @@
 """MOTChallenge text: ground truth, detections and results, read and written.
 
 Format: https://motchallenge.net/instructions, and Milan et al. 2016, https://arxiv.org/abs/1603.00831, section
-4.2. One box a line, comma separated (blanks are accepted)::
+4.2. One box per line, separated by commas or blanks::
 
     frame, id, left, top, width, height, [score or flag, [class, [visibility]]]      MOT16, 17, 20: 9 columns
     frame, id, left, top, width, height, score or flag, x, y, z                      MOT15, results: 10 columns
 
-``frame`` counts from 1 and so do ``left`` and ``top``: the table holds 0-based boxes, one less. In ground truth
-column 7 is a flag, and 0 means "no target". Column 8 is a class where it can be one: a positive whole number,
-in a file whose lines have at most 9 columns or end in -1; in MOT15's 10 columns it is a world coordinate.
+``frame``, ``left`` and ``top`` count from 1; the table holds 0-based values, one less. In ground truth column 7 is
+a flag, and 0 means "not evaluated". Column 8 is the class if it is a positive integer and the line has at most 9
+columns or ends in -1; in MOT15's 10 columns it is a world coordinate.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _CLASS_COLUMNS = 9
 
 
 class Detected(dict[int, Detections]):
-    """Detections by 0-based frame index, with what reading them had to change.
+    """Detections by 0-based frame index, and what was changed while reading them.
 
     Attributes:
-        counts: How many boxes were clipped to the image, and skipped for want of area.
-        warnings: One line for each thing the user should know.
+        counts: How many boxes were clipped to the image, and dropped because they have no area.
+        warnings: One line per warning for the user.
     """
 
     def __init__(self, found: dict[int, Detections], counts: ClipCounts, source: Path) -> None:
@@ -45,7 +45,7 @@ class Detected(dict[int, Detections]):
 
 
 class _Row(NamedTuple):
-    """One line: 0-based frame, and the other columns as numbers; absent ones are None."""
+    """One line, with a 0-based frame and box."""
 
     frame: int
     identity: int
@@ -59,12 +59,12 @@ def read_detections(path: Path, info: VideoInfo) -> Detected:
     """Detections of a MOTChallenge file, clipped to the video's frames.
 
     Args:
-        path: A ``det.txt``; results and ground truth read as well, their identities are dropped and ground truth
-            is not told apart (see :func:`read_table`).
+        path: A ``det.txt``. Results and ground truth can be read too: identities are dropped, and column 7 is the
+            score (see :func:`read_table`).
         info: The video, for its size and number of frames.
 
     Raises:
-        LabelFileError: A bad line (with its number), or a frame that the video does not have.
+        LabelFileError: A bad line (the message has its number), or a frame past the video's end.
     """
     table = read_table(path, kind="det", num_frames=info.num_frames)
     found, counts = to_detections(table, info.image_hw)
@@ -75,13 +75,13 @@ def read_table(path: Path, *, kind: Kind, num_frames: int | None = None) -> BoxT
     """All boxes of a file, exactly as given.
 
     Args:
-        path: The text file. An empty one gives an empty table.
+        path: The text file. An empty file gives an empty table.
         kind: ``gt`` reads column 7 as the flag (0 is ignored), ``det`` and ``results`` as the score.
         num_frames: Frames of the video, None if unknown.
 
     Raises:
-        LabelFileError: A bad line, an identity that is twice in a frame or (but for ``det``) missing, or a frame
-            beyond the video; all with the line.
+        LabelFileError: A bad line, an identity twice in a frame, no identity (except for ``det``), or a frame past
+            the video's end; the message has the line.
     """
     rows: list[_Row] = []
     seen: dict[tuple[int, int], int] = {}
@@ -109,13 +109,13 @@ def read_table(path: Path, *, kind: Kind, num_frames: int | None = None) -> BoxT
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers from 1 and the columns of every line that is not blank."""
+    """Line number (from 1) and columns of each line that is not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LabelFileError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise LabelFileError(f"{path}: is no text file; expected MOTChallenge lines") from error
+        raise LabelFileError(f"{path}: is not a text file; expected MOTChallenge lines") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, [c.strip() for c in line.strip().rstrip(",").split(",")] if "," in line else line.split()
@@ -134,7 +134,7 @@ def _parse(columns: list[str], where: str) -> _Row:
         raise LabelFileError(f"{where}: holds a value that is not finite")
     frame, identity = values[0], values[1]
     if frame != int(frame) or identity != int(identity):
-        raise LabelFileError(f"{where}: frame and id must be whole numbers, got {columns[0]} and {columns[1]}")
+        raise LabelFileError(f"{where}: frame and id must be integers, got {columns[0]} and {columns[1]}")
     if frame < 1:
         raise LabelFileError(f"{where}: frame {int(frame)}, but frames count from 1")
     left, top, width, height = values[2] - 1, values[3] - 1, values[4], values[5]
@@ -150,7 +150,7 @@ def _parse(columns: list[str], where: str) -> _Row:
 
 
 def _class_columns(values: list[float]) -> tuple[str, float]:
-    """Class as text (empty where column 8 is none) and visibility (1 where column 9 is none)."""
+    """Class as text (empty if column 8 is not a class) and visibility (1 if column 9 is not one)."""
     rest = values[7:]
     world = len(values) > _CLASS_COLUMNS and rest[-1] != -1
     if not rest or world or rest[0] < 1 or rest[0] != int(rest[0]):
@@ -160,7 +160,7 @@ def _class_columns(values: list[float]) -> tuple[str, float]:
 
 
 def format_track(frame_index: int, track: Track) -> str:
-    """A track's line in a results file (without the line end).
+    """The line of a track in a results file, without the line feed.
 
     >>> format_track(0, Track(track_id=3, xyxy=(9.0, 19.0, 59.0, 119.0), score=0.5))
     '1,3,10.00,20.00,50.00,100.00,0.5000,-1,-1,-1'
@@ -178,7 +178,7 @@ def write_table(path: Path, table: BoxTable, *, kind: Kind) -> None:
     """Write a table, sorted by frame and identity, whole or not at all.
 
     Args:
-        path: Where to; missing folders are made.
+        path: The file to write; missing folders are made.
         table: The boxes.
         kind: ``gt`` writes flag, class and visibility (9 columns; categories must be numbers, else -1);
             ``det`` writes -1 for the identity; both others end in ``score,-1,-1,-1``.

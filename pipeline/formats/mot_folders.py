@@ -1,11 +1,11 @@
-"""MOTChallenge folders: one sequence or many, ``seqinfo.ini``, and MOT17's three copies a sequence.
+"""MOTChallenge folders: one sequence or many, ``seqinfo.ini``, and MOT17's three copies of each sequence.
 
-Layout (MOT15, 16, 17, 20 and everything made like them)::
+Layout (MOT15, 16, 17, 20 and data sets in the same form)::
 
     ROOT/[train|test|val/]NAME/seqinfo.ini  img1/000001.jpg  gt/gt.txt  det/det.txt
 
-MOT17 has every sequence three times, ``MOT17-02-DPM``, ``-FRCNN`` and ``-SDP``: the same images and truth with the
-detections of three detectors.
+MOT17 has each sequence three times, ``MOT17-02-DPM``, ``-FRCNN`` and ``-SDP``: the same images and ground truth
+with the detections of three detectors.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pipeline.formats.image_folder import probe_folder
 
 DETECTORS = ("DPM", "FRCNN", "SDP")
 SPLITS = ("train", "val", "test")
-#: Frame rate taken where no ``seqinfo.ini`` says one; only times in seconds depend on it.
+#: Frame rate without a ``seqinfo.ini``; only times in seconds depend on it.
 DEFAULT_FRAME_RATE = Fraction(30)
 _DETECTOR_SUFFIX = re.compile(rf"-({'|'.join(DETECTORS)})$")
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceInfo:
-    """What a ``seqinfo.ini`` says; None or the default where it is silent.
+    """The content of a ``seqinfo.ini``; None or the default for absent keys.
 
     Attributes:
         name: The sequence's name.
         image_folder: Folder of the images, relative to the sequence.
-        frame_rate: Frames a second.
-        num_frames: Length of the sequence.
+        frame_rate: Frames per second.
+        num_frames: Number of frames.
         image_hw: Height and width in pixels.
     """
 
@@ -53,9 +53,9 @@ class MotSequence:
     """One sequence folder.
 
     Attributes:
-        folder: Where it is.
+        folder: Its path.
         info: Its ``seqinfo.ini``, or the defaults.
-        has_ini: Whether there is a ``seqinfo.ini``.
+        has_ini: Whether it has a ``seqinfo.ini``.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class MotSequence:
 
     @property
     def name(self) -> str:
-        """The folder's name, which results are named after."""
+        """The folder's name, also the name of its results."""
         return self.folder.name
 
     @property
@@ -89,7 +89,7 @@ class MotSequence:
 
     @property
     def gt_path(self) -> Path:
-        """The ground truth; test splits have none."""
+        """The ground truth; absent in test splits."""
         return self.folder / "gt" / "gt.txt"
 
     @property
@@ -100,12 +100,12 @@ class MotSequence:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSequence:
-    """A sequence whose images are there.
+    """A sequence with its images.
 
     Attributes:
         sequence: The folder.
-        video: Facts for the pipeline; size and length come from the images.
-        warnings: What the user should know, one line each.
+        video: Facts for the pipeline; size and length are those of the images.
+        warnings: Warnings for the user, one line each.
     """
 
     sequence: MotSequence
@@ -117,7 +117,7 @@ def read_seqinfo(path: Path) -> SequenceInfo:
     """Read a ``seqinfo.ini``.
 
     Raises:
-        LabelFileError: No INI file, no ``[Sequence]`` section, or a value that is no positive number.
+        LabelFileError: Not an INI file, no ``[Sequence]`` section, or a value that is not a positive number.
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -133,7 +133,7 @@ def read_seqinfo(path: Path) -> SequenceInfo:
         try:
             value = Fraction(text.strip())
         except (ValueError, ZeroDivisionError) as error:
-            raise LabelFileError(f"{path}: {key} = {text!r} is no number") from error
+            raise LabelFileError(f"{path}: {key} = {text!r} is not a number") from error
         if value <= 0:
             raise LabelFileError(f"{path}: {key} must be positive, got {text}")
         return value
@@ -149,10 +149,10 @@ def read_seqinfo(path: Path) -> SequenceInfo:
 
 
 def load_sequence(folder: Path) -> MotSequence:
-    """Facts about a sequence folder; images are not needed.
+    """A sequence folder; its images are not needed.
 
     Raises:
-        LabelFileError: The folder is no MOT sequence, or its ``seqinfo.ini`` is broken.
+        LabelFileError: The folder is not a MOT sequence, or its ``seqinfo.ini`` is not valid.
     """
     if not is_sequence(folder):
         raise LabelFileError(
@@ -171,26 +171,24 @@ def is_sequence(folder: Path) -> bool:
 
 
 def open_sequence(folder: Path) -> OpenedSequence:
-    """A sequence with its images; a missing ``seqinfo.ini`` is made up for from them, with a warning.
+    """A sequence with its images; without a ``seqinfo.ini`` the facts come from the images, with a warning.
 
     Raises:
-        LabelFileError: The folder is no MOT sequence.
+        LabelFileError: The folder is not a MOT sequence.
         MediaError: It has no images, or images of different sizes.
     """
     sequence = load_sequence(folder)
     info = sequence.info
     warnings = []
     if not sequence.has_ini:
-        warnings.append(
-            f"{folder}: no seqinfo.ini, going on from the images at {DEFAULT_FRAME_RATE} frames a second"
-        )
+        warnings.append(f"{folder}: no seqinfo.ini; assuming {DEFAULT_FRAME_RATE} frames per second")
     if not sequence.image_dir.is_dir():
-        raise MediaError(f"{sequence.image_dir}: is missing; tracking needs the sequence's images")
+        raise MediaError(f"{sequence.image_dir}: no such folder; tracking needs the sequence's images")
     video = probe_folder(sequence.image_dir, info.frame_rate or DEFAULT_FRAME_RATE)
     if info.num_frames not in (None, video.num_frames):
         warnings.append(
-            f"{folder}: seqinfo.ini says {info.num_frames} frames, the folder holds {video.num_frames}; "
-            "going on with the images"
+            f"{folder}: seqinfo.ini says {info.num_frames} frames, the folder has {video.num_frames} images; "
+            "using the images"
         )
     if info.image_hw not in (None, video.image_hw):
         warnings.append(f"{folder}: seqinfo.ini says {info.image_hw} (h, w), the images are {video.image_hw}")
@@ -204,15 +202,15 @@ def find_sequences(
 
     Args:
         root: A sequence, a folder of sequences, or a folder of splits of them.
-        split: Only this subfolder.
-        names: Only these; a MOT17 name without suffix stands for all three detectors.
-        detector: Of MOT17's three copies only this one.
+        split: Use only this subfolder.
+        names: Use only these; a MOT17 name without suffix means all three detectors.
+        detector: Of MOT17's three copies use only this one.
 
     Raises:
-        LabelFileError: There is none, or one of ``names`` is missing.
+        LabelFileError: No sequence was found, or one of ``names`` is missing.
     """
     if not root.is_dir():
-        raise LabelFileError(f"{root}: is no folder")
+        raise LabelFileError(f"{root}: is not a folder")
     folders = _sequence_folders(root, split)
     found = [load_sequence(folder) for folder in folders]
     if detector is not None:
@@ -225,7 +223,7 @@ def find_sequences(
         found = [s for s in found if s.name in names or s.base_name in names]
     if not found:
         raise LabelFileError(
-            f"{root}: holds no MOT sequence (folders with seqinfo.ini, or img1/ with gt/gt.txt or det/det.txt)"
+            f"{root}: has no MOT sequence (folders with seqinfo.ini, or img1/ with gt/gt.txt or det/det.txt)"
         )
     return found
 

@@ -1,7 +1,7 @@
-"""Indexed PNG masks with the DAVIS palette: a pixel's value is an object id, the colour only shows it.
+"""Indexed PNG masks with the DAVIS palette: a pixel's value is an object id, the color is for display.
 
-The table is the one DAVIS ships: for ids up to 21 the colours of PASCAL VOC, made of the bits of the id, but
-with 191 where VOC has 192; from 22 on a grey of the id's own value.
+The table is that of DAVIS: for ids up to 21 the colors of PASCAL VOC, made from the bits of the id, but with 191
+instead of 192; from 22 on gray with the value of the id.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image
 from pipeline.core.errors import MaskError
 from pipeline.core.files import write_bytes_whole
 
-_LAST_COLOUR = 21
+_LAST_COLOR = 21
 _ONE_CHANNEL_MODES = {"P", "L", "1"}
 
 
 def davis_palette() -> npt.NDArray[np.uint8]:
-    """The colours of all 256 ids.
+    """The colors of all 256 ids.
 
     Returns:
         uint8 ``(256, 3)``, RGB.
@@ -30,9 +30,9 @@ def davis_palette() -> npt.NDArray[np.uint8]:
     [[0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 0], [22, 22, 22]]
     """
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    for index in range(_LAST_COLOUR + 1):
+    for index in range(_LAST_COLOR + 1):
         for channel in range(3):
-            # Bits 0, 1 and 2 of the id light the top bit of red, green and blue, bits 3 to 5 the next one.
+            # Bits 0, 1 and 2 of the id set the top bit of red, green and blue, bits 3 to 5 the next one.
             value = sum(((index >> (3 * level + channel)) & 1) << (7 - level) for level in range(3))
             table[index, channel] = min(value, 191) if value == 192 else value
     return table
@@ -62,20 +62,20 @@ def write_indexed_png(path: Path, mask: npt.NDArray[np.uint8]) -> None:
 
 
 def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
-    """The values of an 8-bit one-channel mask, as they are in the file (void and 255 included).
+    """The values of an 8-bit one-channel mask, exactly as in the file.
 
     Returns:
         uint8 ``(H, W)``; a bilevel file gives 0 and 255.
 
     Raises:
-        MaskError: The file is missing, is no picture, or has colours instead of indices.
+        MaskError: The file is missing, is not an image, or has colors instead of indices.
     """
     try:
         with Image.open(path) as image:
             if image.mode not in _ONE_CHANNEL_MODES:
                 raise MaskError(
-                    f"{path}: the mask is a {image.mode} picture; it must be indexed (palette) or 8-bit grey, "
-                    "with the object's number as the pixel's value"
+                    f"{path}: the mask is a {image.mode} image; it must be indexed (palette) or 8-bit gray, "
+                    "with object numbers as pixel values"
                 )
             values = np.array(image.convert("L") if image.mode == "1" else image)
     except FileNotFoundError as error:

@@ -1,8 +1,8 @@
-"""SPair-71k (Min et al. 2019): pairs of images with key points that correspond.
+"""SPair-71k (Min et al. 2019): pairs of images with corresponding keypoints.
 
 Layout::
 
-    ROOT/Layout/large/test.txt              one pair a line: 000001-2008_002719-2008_004100:aeroplane
+    ROOT/Layout/large/test.txt              one pair per line: 000001-2008_002719-2008_004100:aeroplane
     ROOT/PairAnnotation/test/<line>.json    src_imname, trg_imname, src_kps, trg_kps, trg_bndbox, category
     ROOT/JPEGImages/<category>/<name>       the images
 """
@@ -23,10 +23,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class SpairPair:
-    """One pair; key points are those visible in both images.
+    """One pair; keypoints are those visible in both images.
 
     Attributes:
-        category: Name of the class.
+        category: Class name.
         source: Path of the source image.
         target: Path of the target image.
         source_points: float32 ``(M, 2)`` as (x, y) in pixels.
@@ -43,20 +43,20 @@ class SpairPair:
 
 
 def list_pairs(root: Path, split: str = "test", size: str = "large") -> dict[str, list[Path]]:
-    """Annotation files of a split by category, categories and pairs sorted.
+    """Annotation files of a split by category; categories and pairs are sorted.
 
     Raises:
-        MediaError: The folder is not SPair-71k's, or the split is empty.
+        MediaError: The folder does not have SPair-71k's layout, or the split is empty.
     """
     listing = root / "Layout" / size / f"{split}.txt"
     if not listing.is_file():
-        raise MediaError(f"{root}: is no SPair-71k folder, {listing} is missing")
+        raise MediaError(f"{root}: is not a SPair-71k folder, {listing} is missing")
     pairs: dict[str, list[Path]] = {}
     for line in sorted(listing.read_text(encoding="utf-8").split()):
         category = line.rpartition(":")[2]
         pairs.setdefault(category, []).append(root / "PairAnnotation" / split / f"{line}.json")
     if not pairs:
-        raise MediaError(f"{listing}: names no pairs")
+        raise MediaError(f"{listing}: lists no pairs")
     return dict(sorted(pairs.items()))
 
 
@@ -64,9 +64,9 @@ def read_pair(path: Path, root: Path) -> SpairPair:
     """One pair.
 
     Raises:
-        LabelFileError: The file is missing, is no JSON, or a field is missing or of the wrong shape.
+        LabelFileError: The file is missing or not JSON, or a field is missing or has the wrong shape.
     """
-    # Some copies of the data set name the files with "_" for the ":" that Windows does not allow.
+    # Some copies of the data set have "_" in file names for ":", which Windows does not allow.
     file = path if path.is_file() else path.with_name(path.name.replace(":", "_"))
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -77,5 +77,5 @@ def read_pair(path: Path, root: Path) -> SpairPair:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelFileError(f"{path}: cannot be read as an SPair-71k pair ({error!r})") from error
     if len(points[0]) != len(points[1]):
-        raise LabelFileError(f"{path}: {len(points[0])} source and {len(points[1])} target key points")
+        raise LabelFileError(f"{path}: {len(points[0])} source and {len(points[1])} target keypoints")
     return SpairPair(category, source, target, points[0], points[1], (left, top, right, bottom))

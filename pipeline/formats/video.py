@@ -1,21 +1,22 @@
-"""Video files through FFmpeg: facts before decoding, frames as RGB, and where a file breaks off.
+"""Video files through FFmpeg: facts before decoding, frames as RGB, and where a file is cut short.
 
-Decoding is PyAV's; decord is a second reader for the same frames. Both give :class:`Frame` records in
-presentation order with exact times. A frame's index is its position in the whole file, also when reading
-starts later: the packets before the start are counted, not decoded.
+PyAV is the default reader; decord is another one for the same frames. Both give :class:`Frame` records in
+presentation order with exact times. A frame's index is its position in the whole file, also when reading starts
+later: the packets before the start are counted without decoding them.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import av.error
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -36,11 +37,10 @@ class ReadState:
     """
 
     broken: str | None = None
-    warnings: list[str] | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
         """Add a warning once."""
-        self.warnings = self.warnings or []
         if message not in self.warnings:
             self.warnings.append(message)
 
@@ -222,8 +222,6 @@ def _to_rgb(raw: Any, info: VideoInfo, state: ReadState) -> npt.NDArray[np.uint8
 
 def _fit(image: npt.NDArray[np.uint8], info: VideoInfo, state: ReadState) -> npt.NDArray[np.uint8]:
     if image.shape[:2] != info.image_hw:
-        import cv2
-
         state.warn(
             f"{info.path}: changes its size to {image.shape[1]}x{image.shape[0]}; scaled to the first frame's"
         )

@@ -1,5 +1,6 @@
-"""Decode: a video file or a folder of images to frames with exact presentation times."""
+"""Decode: a video file or a folder of images as frames with exact presentation times."""
 
-from stages.decode.stage import DecodeConfig, Decoder, probe
+from stages.decode.config import DecodeConfig
+from stages.decode.stage import Decoder, probe
 
 __all__ = ["DecodeConfig", "Decoder", "probe"]

@@ -1,42 +1,25 @@
-"""Decode: a video file or a folder of images to frames with exact presentation times."""
+"""Decode: a video file or a folder of images as frames with exact presentation times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from pipeline.core.config import StrictModel
 from pipeline.core.errors import InputError, MediaError
 from pipeline.core.records import Frame, VideoInfo
+from pipeline.core.state import State
 from pipeline.formats.image_folder import probe_folder, read_folder
 from pipeline.formats.video import READERS, ReadState, first_frame_index, probe_video
-
-
-class DecodeConfig(StrictModel):
-    """How and how much of the input is read; every field is explained in ``configs/default.yaml``."""
-
-    backend: Literal["pyav", "decord"] = "pyav"
-    start_seconds: float = Field(0.0, ge=0)
-    end_seconds: float | None = Field(None, gt=0)
-    every: int = Field(1, ge=1)
-    image_frame_rate: float = Field(24.0, gt=0)
-
-    @model_validator(mode="after")
-    def _end_after_start(self) -> DecodeConfig:
-        if self.end_seconds is not None and self.end_seconds <= self.start_seconds:
-            raise ValueError(f"end_seconds {self.end_seconds} must lie after start_seconds {self.start_seconds}")
-        return self
+from stages.decode.config import DecodeConfig
 
 
 def probe(source: Path, config: DecodeConfig) -> VideoInfo:
-    """Facts about an input before anything is decoded.
+    """Facts about an input, known before the run.
 
     Raises:
-        MediaError: The path is missing, is no video and no folder of images, or holds no frame.
+        MediaError: The path is missing, is neither a video nor a folder of images, or has no frames.
     """
     if not source.exists():
         raise MediaError(f"{source}: no such file or folder")
@@ -46,7 +29,10 @@ def probe(source: Path, config: DecodeConfig) -> VideoInfo:
 
 
 class Decoder:
-    """Reads one input once. ``broken`` says afterwards where it broke off, None where it was whole.
+    """The frames of one input, in order.
+
+    Invariant: ``current_index`` is the index of the last frame that was yielded, and :meth:`state` describes the
+    position after it. Calling the decoder again goes on after that frame; :meth:`reset` goes back to the start.
 
     Args:
         config: What to read.
@@ -56,20 +42,38 @@ class Decoder:
     def __init__(self, config: DecodeConfig, info: VideoInfo) -> None:
         self.config = config
         self.info = info
-        self._state = ReadState()
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the first frame."""
+        self.current_index: int | None = None
+        self._read_state = ReadState()
+
+    def state(self) -> State:
+        """The position after the last frame that was yielded."""
+        return {
+            "current_index": self.current_index,
+            "broken": self._read_state.broken,
+            "warnings": list(self._read_state.warnings),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go to the position of an earlier :meth:`state`: the next frame is the one that followed then."""
+        self.current_index = state["current_index"]
+        self._read_state = ReadState(state["broken"], list(state["warnings"]))
 
     @property
     def broken(self) -> str | None:
         """One line that says where the input broke off, or None."""
-        return self._state.broken
+        return self._read_state.broken
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd about the input."""
-        return list(self._state.warnings or [])
+        """What was unusual about the input, one line each."""
+        return list(self._read_state.warnings)
 
     def expected_frames(self) -> int | None:
-        """How many frames will come, as far as the container tells; for progress bars only."""
+        """Number of frames to expect according to the container, for progress bars; None if unknown."""
         if self.info.num_frames is None:
             return None
         rate = self.info.frame_rate
@@ -80,25 +84,27 @@ class Decoder:
         return max(0, -(-(last - first) // self.config.every))
 
     def first_index(self) -> int:
-        """Index of the first frame that will come."""
+        """Index of the first frame of the range that is read."""
         start = self.config.start_seconds
         if self.info.path.is_dir():
             return -int(-start * self.info.frame_rate // 1)
         return first_frame_index(self.info, start)
 
     def __call__(self) -> Iterator[Frame]:
-        """The frames in order.
+        """The frames in order, from the current position.
 
         Raises:
             MediaError: No frame lies between start and end, or the file cannot be read at all.
         """
-        nothing = True
+        last_index = self.current_index
         for frame in self._read():
+            if last_index is not None and frame.index <= last_index:
+                continue
             if self.config.end_seconds is not None and frame.pts_seconds >= self.config.end_seconds:
                 break
-            nothing = False
+            self.current_index = frame.index
             yield frame
-        if nothing:
+        if self.current_index is None:
             raise self._no_frames()
 
     def report(self) -> dict[str, Any]:
@@ -110,7 +116,7 @@ class Decoder:
         if self.info.path.is_dir():
             return read_folder(self.info, start_seconds=start, every=every)
         reader = READERS[self.config.backend]
-        return reader(self.info, self._state, start_seconds=start, every=every)
+        return reader(self.info, self._read_state, start_seconds=start, every=every)
 
     def _no_frames(self) -> InputError:
         end = "its end" if self.config.end_seconds is None else f"{self.config.end_seconds} s"

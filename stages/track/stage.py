@@ -211,7 +211,6 @@ def clip_to_frame(found: Detections, image_hw: tuple[int, int]) -> Detections:
         found.scores[keep],
         tuple(found.categories[n] for n in keep),
         found.object_ids[keep],
-        None if found.masks is None else found.masks[keep],
     )
 
 

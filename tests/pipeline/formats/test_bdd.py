@@ -72,8 +72,8 @@ def test_labels_without_a_box_are_left_out(tmp_path: Path) -> None:
     ("frames", "says"),
     [
         ({"a": 1}, "expected a list of frames"),
-        ([3], "frame 0: is no object"),
-        ([{"frameIndex": -1}], "frame 0: frameIndex must be a whole number"),
+        ([3], "frame 0: is not an object"),
+        ([{"frameIndex": -1}], "frame 0: frameIndex must be an integer"),
         ([{"frameIndex": 0}, {"frameIndex": 0}], "frame 1: frameIndex 0 appears twice"),
         ([{"frameIndex": 4, "labels": [_label(category="")]}], "frame 0 (index 4), label 0: has no category"),
         ([{"frameIndex": 0, "labels": [_label(), _label()]}], "label 1: identity 'a-1' appears twice"),

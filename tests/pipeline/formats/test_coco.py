@@ -74,7 +74,7 @@ def test_without_names_the_images_go_by_the_order_of_their_file_names(tmp_path: 
         ([_entry([1])], "entry 0: image_id must be a number or a name"),
         ([_entry(0, bbox=[1, 2, 3, float("inf")])], "entry 0: holds a value that is not finite"),
         ([_entry(0), _entry(7)], "at least 8 frames (frame 7), but the video has 3"),
-        ([_entry("unknown.jpg")], "image unknown.jpg is none of the video's frames"),
+        ([_entry("unknown.jpg")], "image unknown.jpg is not a frame of the video"),
     ],
 )
 def test_a_bad_entry_is_named_by_file_and_place(tmp_path: Path, content: Any, says: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.formats.palette import davis_palette, read_indexed_png, write_inde
 INFO = VideoInfo(Path("clip.mp4"), 4, 6, Fraction(24), 10, Fraction(1, 24))
 
 
-def grey(path: Path, values: list[int], shape: tuple[int, int] = (4, 6)) -> Path:
+def gray(path: Path, values: list[int], shape: tuple[int, int] = (4, 6)) -> Path:
     mask = np.zeros(shape, np.uint8)
     mask.flat[: len(values)] = values
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,8 @@ def make_root(root: Path, *, frames: int = 4, first: list[int] | None = None, ye
     for name in ("bear", "cat"):
         for index in range(frames):
             picture = root / "JPEGImages" / "480p" / name / f"{index:05d}.jpg"
-            grey(picture, [])
-            grey(root / "Annotations" / "480p" / name / f"{index:05d}.png", [1, 2] if first is None else first)
+            gray(picture, [])
+            gray(root / "Annotations" / "480p" / name / f"{index:05d}.png", [1, 2] if first is None else first)
     (root / "ImageSets" / year).mkdir(parents=True)
     (root / "ImageSets" / year / "val.txt").write_text("bear\ncat\n", encoding="utf-8")
     return root
@@ -55,20 +55,20 @@ def test_written_masks_read_back_as_indices(tmp_path: Path) -> None:
 
 
 def test_one_mask_belongs_to_the_first_frame(tmp_path: Path) -> None:
-    path = grey(tmp_path / "first.png", [3])
+    path = gray(tmp_path / "first.png", [3])
     assert {index: int(mask.max()) for index, mask in load_masks(path, INFO).items()} == {0: 3}
     assert list(load_masks(path, INFO, first_index=5)) == [5]
 
 
 def test_black_and_white_is_one_object(tmp_path: Path) -> None:
-    assert np.unique(load_masks(grey(tmp_path / "m.png", [255]), INFO)[0]).tolist() == [0, 1]
-    with_void = load_masks(grey(tmp_path / "v.png", [255, 2]), INFO)[0]
+    assert np.unique(load_masks(gray(tmp_path / "m.png", [255]), INFO)[0]).tolist() == [0, 1]
+    with_void = load_masks(gray(tmp_path / "v.png", [255, 2]), INFO)[0]
     assert np.unique(with_void).tolist() == [0, 2, 255]
 
 
 def test_a_folder_is_read_by_frame(tmp_path: Path) -> None:
     for name in ("00000", "00007"):
-        grey(tmp_path / f"{name}.png", [1])
+        gray(tmp_path / f"{name}.png", [1])
     assert list(load_masks(tmp_path, INFO)) == [0, 7]
     named = VideoInfo(Path("pics"), 4, 6, Fraction(24), 2, Fraction(1, 24), ("a", "00000"))
     (tmp_path / "00007.png").rename(tmp_path / "a.png")
@@ -80,17 +80,17 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
     empty = tmp_path / "nothing"
     empty.mkdir()
-    grey(tmp_path / "late" / "00010.png", [1])
-    grey(tmp_path / "odd" / "mask_one.png", [1])
+    gray(tmp_path / "late" / "00010.png", [1])
+    gray(tmp_path / "odd" / "mask_one.png", [1])
     cases = {
-        tmp_path / "rgb.png": "RGB picture; it must be indexed",
+        tmp_path / "rgb.png": "RGB image; it must be indexed",
         tmp_path / "text.png": "cannot be read",
         tmp_path / "missing.png": "no such mask",
         empty: "no PNG masks",
         tmp_path / "late": r"mask for frame 10, but clip.mp4 has 10 frames \(0 to 9\)",
-        tmp_path / "odd": "name is no frame",
-        grey(tmp_path / "small.png", [1], (2, 3)): "the mask is 3 x 2 pixels, the frames are 6 x 4",
-        grey(tmp_path / "zero.png", [0]): "no object in it",
+        tmp_path / "odd": "name is not a frame",
+        gray(tmp_path / "small.png", [1], (2, 3)): "the mask is 3 x 2 pixels, the frames are 6 x 4",
+        gray(tmp_path / "zero.png", [0]): "has no object",
     }
     for path, message in cases.items():
         with pytest.raises(MaskError, match=message):

@@ -57,7 +57,7 @@ def test_short_lines_blanks_and_line_ends_of_all_kinds_are_read(tmp_path: Path, 
         ("1,1,2,3,4", "5 columns"),
         ("1,1,2,3,four,5,1", "not a number"),
         ("1,1,2,3,nan,5,1", "not finite"),
-        ("1.5,1,2,3,4,5,1", "whole numbers"),
+        ("1.5,1,2,3,4,5,1", "integers"),
         ("0,1,2,3,4,5,1", "frames count from 1"),
         ("1,7,2,3,4,5,1", "identity 7 appears twice in frame 1"),
         ("11,1,2,3,4,5,1", "at least 11 frames (frame 11), but the video has 10"),
@@ -83,7 +83,7 @@ def test_missing_and_binary_files_are_errors_that_name_them(tmp_path: Path) -> N
     with pytest.raises(LabelFileError, match=r"gone\.txt: cannot be read"):
         read_table(tmp_path / "gone.txt", kind="det")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(LabelFileError, match=r"picture\.txt: is no text file"):
+    with pytest.raises(LabelFileError, match=r"picture\.txt: is not a text file"):
         read_table(tmp_path / "picture.txt", kind="det")
 
 

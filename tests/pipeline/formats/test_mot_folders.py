@@ -42,15 +42,15 @@ def test_a_length_that_differs_from_the_images_is_a_warning_with_both(tmp_path: 
     folder = _sequence(tmp_path, "seq", frames=2)
     (folder / "seqinfo.ini").write_text(INI.format(name="seq", images="img1", length=9))
     (warning,) = open_sequence(folder).warnings
-    assert "says 9 frames, the folder holds 2" in warning
+    assert "says 9 frames, the folder has 2" in warning
 
 
 def test_a_folder_that_is_no_sequence_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(LabelFileError, match=r"not a MOT sequence; expected seqinfo\.ini"):
         load_sequence(tmp_path)
-    with pytest.raises(LabelFileError, match="holds no MOT sequence"):
+    with pytest.raises(LabelFileError, match="has no MOT sequence"):
         find_sequences(tmp_path)
-    with pytest.raises(LabelFileError, match="is no folder"):
+    with pytest.raises(LabelFileError, match="is not a folder"):
         find_sequences(tmp_path / "gone")
 
 
@@ -59,7 +59,7 @@ def test_labels_without_images_can_be_scored_but_not_opened(tmp_path: Path) -> N
     (folder / "gt").mkdir(parents=True)
     (folder / "gt" / "gt.txt").write_text("")
     assert load_sequence(folder).name == "TUD"
-    with pytest.raises(MediaError, match=r"img1: is missing"):
+    with pytest.raises(MediaError, match=r"img1: no such folder"):
         open_sequence(folder)
 
 
@@ -68,7 +68,7 @@ def test_labels_without_images_can_be_scored_but_not_opened(tmp_path: Path) -> N
     [
         ("name=x\n", "not a seqinfo.ini"),
         ("[Other]\nname=x\n", "not a seqinfo.ini"),
-        ("[Sequence]\nframeRate=fast\n", "frameRate = 'fast' is no number"),
+        ("[Sequence]\nframeRate=fast\n", "frameRate = 'fast' is not a number"),
         ("[Sequence]\nseqLength=0\n", "seqLength must be positive"),
     ],
 )

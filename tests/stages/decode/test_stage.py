@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.core.config import load_config
 from pipeline.core.errors import ConfigError, MediaError
 from pipeline.core.records import Frame
+from pipeline.core.state import load_state, save_state
 from stages.decode import DecodeConfig, Decoder, probe
 from tests.videos import pattern, rotate_display, write_video
 
@@ -68,13 +69,13 @@ def test_rotation_metadata_turns_the_frames_upright(tmp_path: Path) -> None:
     ("name", "codec", "pix_fmt"),
     [
         ("ten_bit.mkv", "libx265", "yuv420p10le"),
-        ("grey.mkv", "ffv1", "gray"),
-        ("grey16.mkv", "ffv1", "gray16le"),
+        ("gray.mkv", "ffv1", "gray"),
+        ("gray16.mkv", "ffv1", "gray16le"),
         ("alpha.mov", "png", "rgba"),
         ("alpha.webm", "libvpx-vp9", "yuva420p"),
     ],
 )
-def test_deep_grey_and_alpha_input_becomes_8_bit_rgb(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+def test_deep_gray_and_alpha_input_becomes_8_bit_rgb(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
     path = write_video(tmp_path / name, [pattern(i) for i in range(3)], codec=codec, pix_fmt=pix_fmt)
     _, frames = decode(path)
     assert len(frames) == 3
@@ -116,7 +117,7 @@ def test_a_folder_of_images_is_read_in_natural_order(tmp_path: Path) -> None:
     assert decoder.info.frame_names == ("f9", "f10", "f100")
 
 
-def test_sixteen_bit_grey_images_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_images_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "a.png")
     _, frames = decode(tmp_path)
     assert int(frames[0].image[0, 0, 0]) == 128
@@ -127,6 +128,42 @@ def test_frames_are_decoded_no_further_than_they_are_asked_for(video: Path) -> N
     frames = Decoder(config, probe(video, config))()
     assert next(frames).index == 0
     frames.close()  # type: ignore[attr-defined]
+
+
+def _assert_same_frames(got: list[Frame], expected: list[Frame]) -> None:
+    assert [(frame.index, frame.pts_seconds) for frame in got] == [(f.index, f.pts_seconds) for f in expected]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 11, 19])
+@pytest.mark.parametrize("values", [{}, {"start_seconds": 0.1, "every": 3}])
+def test_a_restored_decoder_goes_on_with_the_next_frame(
+    video: Path, tmp_path: Path, count: int, values: dict[str, object]
+) -> None:
+    _, whole = decode(video, **values)
+    config = load_config(DecodeConfig, values)
+    first = Decoder(config, probe(video, config))
+    stream = first()
+    count = min(count, len(whole) - 1)
+    before = [next(stream) for _ in range(count)]
+    save_state(tmp_path, "decode", first.state())
+    second = Decoder(config, probe(video, config))
+    second.restore(load_state(tmp_path, "decode"))
+    assert second.current_index == (before[-1].index if before else None)
+    _assert_same_frames([*before, *second()], whole)
+
+
+def test_a_restored_decoder_of_images_goes_on_with_the_next_image(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.fromarray(np.full((8, 10, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    decoder, whole = decode(tmp_path)
+    decoder.reset()
+    stream = decoder()
+    before = [next(stream) for _ in range(2)]
+    state = decoder.state()
+    decoder.reset()
+    decoder.restore(state)
+    _assert_same_frames([*before, *decoder()], whole)
 
 
 def _write_text(folder: Path) -> Path:
