@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from pipeline.core.errors import StageError
-from pipeline.core.runner import Pipeline
+from pipeline.core.runner import Mark, Pipeline
 
 
 class Closable:
@@ -198,3 +198,95 @@ def test_the_wait_for_the_end_of_the_input_is_no_busy_time() -> None:
 def test_a_queue_depth_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pipeline(queue_depth=0)
+
+
+class Recorder:
+    """A stage that doubles numbers, holds one back, and knows what it has taken and given."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.taken = 0
+        self.given = 0
+
+    def __call__(self, items: Iterable[int]) -> Iterator[int]:
+        for item in items:
+            self.taken += 1
+            self.held.append(item)
+            if len(self.held) > 1:
+                self.given += 1
+                yield 2 * self.held.pop(0)
+        while self.held:
+            self.given += 1
+            yield 2 * self.held.pop(0)
+
+
+class Visitor(Mark):
+    """Notes what each stage had taken, given and held back when it came by."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, int, list[int]]] = {}
+        self.arrived = False
+
+    def visit(self, name: str, stage: object) -> None:
+        assert isinstance(stage, Recorder)
+        self.seen[name] = (stage.taken, stage.given, list(stage.held))
+
+    def arrive(self) -> None:
+        self.arrived = True
+
+
+def test_a_mark_visits_every_stage_between_the_same_two_items() -> None:
+    mark, first, second = Visitor(), Recorder(), Recorder()
+
+    def source() -> Iterator[int | Mark]:
+        yield from range(5)
+        yield mark
+        yield from range(5, 9)
+
+    with Pipeline(queue_depth=2) as pipe:
+        numbers: Iterator[int] = pipe.buffer(source(), name="source")
+        doubled = pipe.buffer(first(numbers), name="first", stage=first)
+        got = list(pipe.buffer(second(doubled), name="second", stage=second))
+    assert got == [4 * n for n in range(9)]
+    assert mark.seen == {"first": (5, 4, [4]), "second": (4, 3, [6])}
+    assert mark.arrived
+    assert [stage.items for stage in pipe.statistics] == [9, 9, 9]
+
+
+def test_an_error_names_the_item_a_stage_says_it_works_on() -> None:
+    class Batching:
+        current_index: int | None = None
+
+        def __call__(self, items: Iterable[Numbered]) -> Iterator[Numbered]:
+            batch = list(items)
+            for item in batch:
+                self.current_index = item.index
+                if item.index == 2:
+                    raise ValueError("bad item")
+                yield item
+
+    stage = Batching()
+    with pytest.raises(StageError, match="at frame 2"), Pipeline() as pipe:
+        list(pipe.buffer(stage(Numbered(n) for n in range(6)), name="batching", stage=stage))
+
+
+def test_an_interrupt_does_not_wait_for_a_long_computation() -> None:
+    release = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 0
+        release.wait(60)
+        yield 1
+
+    started = time.monotonic()
+    pipe = Pipeline()
+    try:
+        with pytest.raises(KeyboardInterrupt), pipe:
+            next(pipe.buffer(slow(), name="slow"))
+            raise KeyboardInterrupt
+        assert time.monotonic() - started < 10
+        assert pipe.left_behind == ("stage-slow",)
+    finally:
+        release.set()
+        for thread in pipe._threads:
+            thread.join(10)
