@@ -48,6 +48,6 @@ def test_the_fast_filter_follows_edges_that_the_maps_do_not_resolve(large: int, 
     assert got.shape == size
     edge = 70 * size[1] // 128
     crossing = np.count_nonzero(got < 0.5, axis=1)
-    assert np.abs(crossing - edge).max() <= size[1] * 3 // 128  # the maps' own border is 6 of 128 px away
+    assert np.abs(crossing - edge).max() <= max(2, size[1] * 3 // 128)  # the maps' own border is 6 of 128 px away
     flat = fast_guided_filter(image, np.full((1, 6, 8), 0.3, np.float32), radius_px=8)
     np.testing.assert_allclose(flat, 0.3, atol=1e-5)
