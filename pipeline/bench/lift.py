@@ -197,7 +197,7 @@ def _grid(setup: Setup, variant: str, image_hw: tuple[int, int], image: Tensor) 
     grid = backbone.grid(image_hw, (image.shape[-2], image.shape[-1]))
     doublings = {"bilinear": 1, "lift": 1, "bilinear_twice": 2, "lift_twice": 2}.get(variant, 0)
     for _ in range(doublings):
-        grid = grid.doubled()
+        grid = grid.subdivided(2)
     return grid
 
 

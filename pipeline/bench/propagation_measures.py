@@ -144,7 +144,7 @@ def make_inputs(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 def _windowed(setting: Setting) -> Callable[[], Tensor]:
     target, contexts, labels = make_inputs(setting)
     window = Window(setting.radius)
-    return lambda: propagate_labels(target, contexts, labels, windows=window, top_k=setting.top_k).labels
+    return lambda: propagate_labels(target, contexts, labels, windows=window, top_k=setting.top_k)
 
 
 def _dense(setting: Setting) -> Callable[[], Tensor]:

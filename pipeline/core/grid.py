@@ -1,11 +1,11 @@
 """Where the cells of a feature map lie on the frame: the only place that converts between the two.
 
-Coordinates are continuous: pixel (or cell) ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``. A
+Coordinates are continuous: pixel (or cell) ``i`` covers ``[i, i + 1)`` and its center is ``i + 0.5``. A
 frame is resized to the model's input, the patch embedding takes a patch of ``patch_px`` every ``stride_px``
 of *that* input, and LiFT halves the cells again. A :class:`PatchGrid` folds all of it into one affine map per
 axis, in pixels of the original frame, so no consumer ever multiplies by a patch size.
 
-Source: token centres lie at ``i * stride + patch / 2`` (Amir et al. 2021, the strided patch embedding of
+Source: token centers lie at ``i * stride + patch / 2`` (Amir et al. 2021, the strided patch embedding of
 section 3.1), which a plain resize of the grid to the image misses by up to ``(patch - stride) / 2`` pixels.
 """
 
@@ -22,13 +22,13 @@ from pipeline.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """The geometry of a feature map on its frame. Made once a video.
+    """The geometry of a feature map on its frame. Made once per video.
 
     Attributes:
         image_hw: Size of the original frame in pixels.
         grid_hw: Number of cells (rows, columns).
-        stride_px: Distance between the centres of neighbouring cells in frame pixels, (down, right).
-        offset_px: Position of the centre of cell (0, 0) in frame pixels, (down, right).
+        stride_px: Distance between the centers of neighboring cells in frame pixels, (down, right).
+        offset_px: Position of the center of cell (0, 0) in frame pixels, (down, right).
     """
 
     image_hw: tuple[int, int]
@@ -76,19 +76,30 @@ class PatchGrid:
             offset_px=(patch_px / 2 * scale[0], patch_px / 2 * scale[1]),
         )
 
-    def doubled(self) -> PatchGrid:
-        """The grid after LiFT: every cell split into 2 x 2, so centres move by a quarter of the stride.
+    @classmethod
+    def covering(cls, image_hw: tuple[int, int], grid_hw: tuple[int, int]) -> PatchGrid:
+        """The grid of maps of size ``grid_hw`` that tile the frame.
 
-        >>> PatchGrid((28, 28), (2, 2), (14.0, 14.0), (7.0, 7.0)).doubled().offset_px
-        (3.5, 3.5)
+        >>> PatchGrid.covering((20, 40), (10, 10)).offset_px
+        (1.0, 2.0)
         """
+        stride = (image_hw[0] / grid_hw[0], image_hw[1] / grid_hw[1])
+        return cls(image_hw, grid_hw, stride, (stride[0] / 2, stride[1] / 2))
+
+    def subdivided(self, parts: int) -> PatchGrid:
+        """The grid whose cells are ``parts`` x ``parts`` to each cell of this one.
+
+        >>> PatchGrid((8, 8), (2, 2), (4.0, 4.0), (2.0, 2.0)).subdivided(4).offset_px
+        (0.5, 0.5)
+        """
+        stride, offset = self.stride_px, self.offset_px
         return PatchGrid(
             image_hw=self.image_hw,
-            grid_hw=(self.grid_hw[0] * 2, self.grid_hw[1] * 2),
-            stride_px=(self.stride_px[0] / 2, self.stride_px[1] / 2),
+            grid_hw=(self.grid_hw[0] * parts, self.grid_hw[1] * parts),
+            stride_px=(stride[0] / parts, stride[1] / parts),
             offset_px=(
-                self.offset_px[0] - self.stride_px[0] / 4,
-                self.offset_px[1] - self.stride_px[1] / 4,
+                offset[0] - stride[0] * (parts - 1) / (2 * parts),
+                offset[1] - stride[1] * (parts - 1) / (2 * parts),
             ),
         )
 
@@ -109,13 +120,13 @@ class PatchGrid:
     def pixels_to_cells(self, xy: Tensor) -> Tensor:
         """Continuous pixel coordinates ``(..., 2)`` as (x, y) to continuous cell coordinates.
 
-        The centre of cell ``(row, column)`` maps to ``(column + 0.5, row + 0.5)``.
+        The center of cell ``(row, column)`` maps to ``(column + 0.5, row + 0.5)``.
         """
         offset, stride = self._xy(xy)
         return (xy - offset) / stride + 0.5
 
     def nearest_cells(self, xy: Tensor) -> Tensor:
-        """The cells whose centres are nearest to pixels ``(..., 2)``, int64 ``(..., 2)`` as (column, row)."""
+        """The cells whose centers are nearest to pixels ``(..., 2)``, int64 ``(..., 2)`` as (column, row)."""
         last = torch.tensor([self.grid_hw[1] - 1, self.grid_hw[0] - 1], device=xy.device)
         return self.pixels_to_cells(xy).floor().long().clamp(min=0).minimum(last)
 
@@ -136,7 +147,7 @@ class PatchGrid:
         return torch.stack([x, y], dim=-1)
 
     def upsample(self, maps: Tensor, size_hw: tuple[int, int] | None = None) -> Tensor:
-        """Bilinear values of ``maps`` at every pixel centre, the border clamped.
+        """Bilinear values of ``maps`` at every pixel center, the border clamped.
 
         Args:
             maps: ``(C, h, w)`` on this grid, floating point.
@@ -159,7 +170,7 @@ class PatchGrid:
         return F.grid_sample(maps[None], where, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
     def sample_nearest(self, image: Tensor) -> Tensor:
-        """Values of ``image`` ``(..., H, W)`` at the pixels that hold the cell centres: ``(..., h, w)``."""
+        """Values of ``image`` ``(..., H, W)`` at the pixels that hold the cell centers: ``(..., h, w)``."""
         scale = (image.shape[-2] / self.image_hw[0], image.shape[-1] / self.image_hw[1])
         picks = []
         for axis in (0, 1):
@@ -167,6 +178,15 @@ class PatchGrid:
             centers = (cells * self.stride_px[axis] + self.offset_px[axis]) * scale[axis]
             picks.append(centers.floor().long().clamp(0, image.shape[axis - 2] - 1))
         return image[..., picks[0][:, None], picks[1][None, :]]
+
+    def sample_bilinear(self, image: Tensor) -> Tensor:
+        """Bilinear values of ``image`` ``(C, H, W)``, floating point, at the cell centers: ``(C, h, w)``."""
+        if self.fills_image:
+            return F.interpolate(image[None], size=self.grid_hw, mode="bilinear", align_corners=False)[0]
+        height, width = self.image_hw
+        centers = self.cell_centers(image.device) / torch.tensor([width, height], device=image.device) * 2 - 1
+        where = centers[None].to(image.dtype)
+        return F.grid_sample(image[None], where, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
     def sample_area(self, image: Tensor) -> Tensor:
         """Mean of ``image`` ``(C, H, W)`` over each cell's ``stride``-sized area: ``(C, h, w)``, float32.

@@ -237,7 +237,7 @@ class Extractor:
                 images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
             ).float()
         for _ in range(self.config.lift_iterations):
-            grid = grid.doubled()
+            grid = grid.subdivided(2)
         maps = {
             name: lifted if name == main else F.interpolate(values, size=grid.grid_hw, mode="bilinear")
             for name, values in maps.items()

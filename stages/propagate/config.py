@@ -1,4 +1,4 @@
-"""The values by which labels are carried on, and the windows they mean."""
+"""The settings of propagation, and the windows they define."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RefineConfig(StrictModel):
 
 
 class PropagateConfig(StrictModel):
-    """How labels are carried on; every field is explained in ``configs/default.yaml``."""
+    """The settings; every field is explained in ``configs/default.yaml``."""
 
     enabled: bool = True
     facets: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ def make_windows(config: PropagateConfig) -> tuple[Window, Window]:
 
 
 def at_distance(config: PropagateConfig, window: Window, frames_apart: int) -> Window:
-    """The window on a frame so far back: objects walk at random, so the prior's variance grows with time."""
+    """The window on a frame so many frames back: the prior's variance grows linearly, as in a random walk."""
     if config.prior_sigma_cells is None:
         return window
     sigma = config.prior_sigma_cells * max(frames_apart, 1) ** 0.5

@@ -1,4 +1,4 @@
-"""Objects nobody gave: instances of the co-segmented foreground, and better masks for those found before."""
+"""Objects found without labels: instances of the co-segmented foreground, and corrections of known objects."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.core.records import Features, PartMap
 from pipeline.formats.masks import VOID
 from stages.propagate.instances import split_instances
 
-CLAIMED_SHARE = 0.5
-"""An instance covered by known objects by this share or more is theirs."""
+KNOWN_SHARE = 0.5
+"""An instance of which known objects cover this share or more is not a new object."""
 
 SOLE_SHARE = 0.8
-"""An instance is one object's if this share of what known objects cover of it is that object's."""
+"""An instance is assigned to an object that has this share of what known objects cover of it."""
 
 CORRECTION_IOU = 0.5
-"""From this overlap on, an object's instances are its mask; below, one of the two is wrong, who knows which."""
+"""From this IoU on an object's instances become its mask; below, either of the two may be wrong."""
 
 IndexMask = npt.NDArray[np.uint8]
 
@@ -27,29 +27,29 @@ def find_objects(parts: PartMap, features: Features, known: IndexMask, next_id: 
 
     Args:
         parts: The frame's foreground.
-        features: Its features, by which the foreground is split into instances.
-        known: uint8 ``(H, W)``, the objects known so far, as carried to this frame.
+        features: Its features, which split the foreground into instances.
+        known: uint8 ``(H, W)``, the objects known so far, as propagated to this frame.
         next_id: The first free id; there are none past 254.
 
     Returns:
-        uint8 ``(H, W)``, or None where nothing is new or better known. New objects leave known ones their pixels.
+        uint8 ``(H, W)``, or None without anything new or better. New objects never take pixels of known ones.
     """
     mask = np.zeros(known.shape, np.uint8)
-    claims: dict[int, npt.NDArray[np.bool_]] = {}
+    assigned: dict[int, npt.NDArray[np.bool_]] = {}
     for pixels in _instances(parts, features):
         owners = np.bincount(known[pixels], minlength=2)
-        claimed = int(owners[1:].sum())
-        if claimed < CLAIMED_SHARE * np.count_nonzero(pixels):
+        covered = int(owners[1:].sum())
+        if covered < KNOWN_SHARE * np.count_nonzero(pixels):
             if next_id < VOID:
                 mask[pixels & (known == 0)] = next_id
                 next_id += 1
-        elif owners[1:].max() >= SOLE_SHARE * claimed:
+        elif owners[1:].max() >= SOLE_SHARE * covered:
             owner = int(owners[1:].argmax()) + 1
-            claims[owner] = claims.get(owner, np.zeros(known.shape, bool)) | pixels
-    for owner, pixels in claims.items():
-        carried = known == owner
-        if np.count_nonzero(pixels & carried) >= CORRECTION_IOU * np.count_nonzero(pixels | carried):
-            mask[pixels & (carried | (known == 0))] = owner
+            assigned[owner] = assigned.get(owner, np.zeros(known.shape, bool)) | pixels
+    for owner, pixels in assigned.items():
+        propagated = known == owner
+        if np.count_nonzero(pixels & propagated) >= CORRECTION_IOU * np.count_nonzero(pixels | propagated):
+            mask[pixels & (propagated | (known == 0))] = owner
     return mask if mask.any() else None
 
 

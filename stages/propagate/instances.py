@@ -1,8 +1,7 @@
 """Splitting a foreground map into object instances.
 
-Cells belong to one instance when they are connected in the image *and* alike in feature space, and pieces that
-an occluder tears apart in the image are joined again when their descriptors say they are one thing. Two objects
-of different looks that touch are cut apart.
+Connected cells are one instance, and components separated by an occluder are merged where their mean descriptors
+are similar.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ def split_instances(
 ) -> LabelArray:
     """Instances of the foreground of one frame.
 
-    Connected components (8-connectivity) of the foreground; components whose mean descriptors are alike and
+    Connected components (8-connectivity) of the foreground; components whose mean descriptors are similar and
     whose gap is small are one instance (an object behind a pole); components smaller than ``min_cells`` cells,
     or than ``min_share`` of the largest, that joined nothing are dropped.
 
     Args:
-        foreground: ``(h, w)``, bool or how sure the cell is foreground in [0, 1].
+        foreground: ``(h, w)``, bool, or the probability of foreground in [0, 1].
         descriptors: ``(C, h, w)``, any scale.
         threshold: Foreground is above this.
         min_cells: Smallest instance in cells.
@@ -51,8 +50,8 @@ def split_instances(
         int32 ``(h, w)``: 0 background, instances numbered from 1 by falling area.
 
     >>> two = np.zeros((3, 7)); two[:, :2] = 1; two[:, 5:] = 1
-    >>> looks = np.stack([two * 0 + 1, two * 0]); looks[:, :, 5:] = [[[0]], [[1]]]
-    >>> split_instances(two, looks, min_cells=1)[0].tolist()
+    >>> values = np.stack([two * 0 + 1, two * 0]); values[:, :, 5:] = [[[0]], [[1]]]
+    >>> split_instances(two, values, min_cells=1)[0].tolist()
     [1, 1, 0, 0, 0, 2, 2]
     """
     mask = np.asarray(foreground) > threshold if np.asarray(foreground).dtype != bool else np.asarray(foreground)
@@ -78,13 +77,13 @@ def _joined(
     flat = pieces.ravel()
     means = normalize_rows(np.stack([unit[flat == label].mean(axis=0) for label in range(1, count + 1)]))
     owner = np.arange(count + 1, dtype=np.int32)
-    alike = means @ means.T
+    cosine = means @ means.T
     for first in range(1, count + 1):
         if count == 1:
             break
         distance = ndimage.distance_transform_edt(pieces != first)
         for second in range(first + 1, count + 1):
             near = distance[pieces == second].min() <= gap_cells
-            if near and alike[first - 1, second - 1] >= similarity:
+            if near and cosine[first - 1, second - 1] >= similarity:
                 owner[owner == owner[second]] = owner[first]
     return owner

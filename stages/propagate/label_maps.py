@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.guided_filter import GuidedFilter
 from pipeline.core.records import PatchGrid
 from pipeline.formats.masks import VOID
-from stages.propagate.guided_filter import GuidedFilter
 
 Sampling = Literal["nearest", "bilinear", "area"]
 Stretch = Literal["none", "channel", "pixel"]
@@ -54,7 +54,7 @@ def encode_mask(
         mask: uint8 ``(H, W)``; void pixels (255) count for no object.
         object_ids: The ids that get channels 1 to K, in this order; others are background.
         grid: The feature grid.
-        sampling: "nearest" takes the pixel that holds the cell's centre, "bilinear" interpolates at the centre,
+        sampling: "nearest" takes the pixel that holds the cell's center, "bilinear" interpolates at the center,
             "area" takes the share of the cell's area outside void.
         device: Where the result goes.
 
@@ -64,34 +64,17 @@ def encode_mask(
     [[1.0, 0.25]]
     """
     pixels = torch.from_numpy(mask).to(device)
-    onehot = torch.stack([pixels == number for number in object_ids]) if object_ids else pixels[None][:0] > 0
-    if sampling == "nearest":
-        objects = _sample_nearest(pixels, object_ids, onehot, grid)
-    elif sampling == "bilinear":
-        objects = _sample_bilinear(onehot, grid)
-    else:
-        objects = _sample_area(onehot, pixels != VOID, grid)
+    # One object at a time: all of them at the frame's size in float64 would be gigabytes.
+    sample = {"nearest": _sample_nearest, "bilinear": _sample_bilinear, "area": _sample_area}[sampling]
+    objects = torch.zeros((len(object_ids), *grid.grid_hw), device=pixels.device)
+    for k, number in enumerate(object_ids):
+        objects[k] = sample(pixels, number, grid)
+    known = pixels != VOID
+    if sampling == "area" and not bool(known.all()):
+        objects /= grid.sample_area(known[None].to(torch.float32)).clamp(min=1e-6)
     labels = torch.cat([1 - objects.sum(0, keepdim=True), objects]).clamp(0, 1)
-    rescued = _rescue(labels, onehot, grid)
+    rescued = _rescue(labels, pixels, object_ids, grid)
     return EncodedMask(labels, tuple(object_ids[k] for k in rescued))
-
-
-def subdivided(grid: PatchGrid, parts: int) -> PatchGrid:
-    """The grid whose cells are ``parts`` x ``parts`` to each cell of ``grid``.
-
-    >>> subdivided(PatchGrid((8, 8), (2, 2), (4.0, 4.0), (2.0, 2.0)), 4).offset_px
-    (0.5, 0.5)
-    """
-    stride, offset = grid.stride_px, grid.offset_px
-    return PatchGrid(
-        image_hw=grid.image_hw,
-        grid_hw=(grid.grid_hw[0] * parts, grid.grid_hw[1] * parts),
-        stride_px=(stride[0] / parts, stride[1] / parts),
-        offset_px=(
-            offset[0] - stride[0] * (parts - 1) / (2 * parts),
-            offset[1] - stride[1] * (parts - 1) / (2 * parts),
-        ),
-    )
 
 
 def pack_cells(labels: Tensor, parts: int) -> Tensor:
@@ -124,8 +107,8 @@ def decode_labels(
         stretch: "channel" stretches each upsampled channel to [0, 1] over the frame (DINO); "pixel" each pixel
             over its channels (videowalk), which never changes the winner.
         object_weight: Factor on the objects' channels against the background's.
-        upsample_factor: Pixels a cell of the upsampled map, which then goes to the frame's size by nearest
-            neighbour (DINO: the patch size). None upsamples straight to the frame's size.
+        upsample_factor: Pixels per cell of the upsampled map, which then goes to the frame's size by nearest
+            neighbor (DINO: the patch size). None upsamples straight to the frame's size.
 
     Returns:
         uint8 ``(H, W)``. Where channels are equal the first one wins.
@@ -137,7 +120,7 @@ def decode_labels(
     winner = torch.zeros(size, dtype=torch.uint8, device=labels.device)
     highest = torch.full(size, -torch.inf, device=labels.device)
     for channel, number in enumerate((0, *object_ids)):
-        values = _upsample(labels[channel], grid, size, registered=upsample_factor is not None)
+        values = grid.upsample(labels[channel : channel + 1], size)[0]
         if stretch == "channel":
             values = stretch_channel(values)
         if channel and object_weight != 1:
@@ -158,15 +141,15 @@ def refine_labels(
     epsilon: float,
     stretch: Stretch = "none",
 ) -> Tensor:
-    """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels a cell of ``grid``.
+    """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels per cell of ``grid``.
 
     Args:
         labels: float32 ``(K + 1, h', w')``, background first, on ``grid`` or a subdivision of it.
         image: uint8 ``(H, W, 3)``, the frame.
         grid: The feature grid.
-        cell_px: Pixels a cell at the working size, so that the cost does not depend on the frame's size.
+        cell_px: Pixels per cell at the working size, so that the cost does not depend on the frame's size.
         radius_px: Radius of the guided filter at the working size.
-        epsilon: Its epsilon, for colours in [0, 1].
+        epsilon: Its epsilon, for colors in [0, 1].
         stretch: "channel" stretches each channel to [0, 1] first, after which they are scaled to sum to 1.
 
     Returns:
@@ -174,7 +157,7 @@ def refine_labels(
     """
     size = (grid.grid_hw[0] * cell_px, grid.grid_hw[1] * cell_px)
     guide = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    fine = subdivided(grid, labels.shape[1] // grid.grid_hw[0])
+    fine = grid.subdivided(labels.shape[1] // grid.grid_hw[0])
     maps = fine.upsample(labels, size)
     if stretch == "channel":
         maps = torch.stack([stretch_channel(channel) for channel in maps])
@@ -201,7 +184,7 @@ def stretch_channel(values: Tensor) -> Tensor:
 
 
 def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Nearest neighbour as Pillow does it: output i reads input floor((i + 0.5) * in / out).
+    """Nearest neighbor as Pillow does it: output i reads input floor((i + 0.5) * in / out).
 
     >>> resize_nearest(torch.tensor([[1, 2, 3]]), (1, 2)).tolist()
     [[1, 3]]
@@ -217,45 +200,27 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return index_map[picks[0][:, None], picks[1]]
 
 
-def _upsample(channel: Tensor, grid: PatchGrid, size: tuple[int, int], *, registered: bool) -> Tensor:
-    if registered:
-        return F.interpolate(channel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    return grid.upsample(channel[None], size)[0]
-
-
-def _sample_nearest(pixels: Tensor, object_ids: Sequence[int], onehot: Tensor, grid: PatchGrid) -> Tensor:
-    if not grid.fills_image or not object_ids:
-        return grid.sample_nearest(onehot).to(torch.float32)
-    cells = resize_nearest(pixels, grid.grid_hw)
-    return torch.stack([cells == number for number in object_ids]).to(torch.float32)
-
-
-def _sample_bilinear(onehot: Tensor, grid: PatchGrid) -> Tensor:
+def _sample_nearest(pixels: Tensor, number: int, grid: PatchGrid) -> Tensor:
     if grid.fills_image:
-        values = onehot.to(torch.float32)
-        return F.interpolate(values[None], size=grid.grid_hw, mode="bilinear", align_corners=False)[0]
-    height, width = grid.image_hw
-    centers = grid.cell_centers(onehot.device) / torch.tensor([width, height], device=onehot.device) * 2 - 1
-    values = onehot.to(torch.float32)[None]
-    return F.grid_sample(values, centers[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+        return (resize_nearest(pixels, grid.grid_hw) == number).to(torch.float32)
+    return (grid.sample_nearest(pixels) == number).to(torch.float32)
 
 
-def _sample_area(onehot: Tensor, known: Tensor, grid: PatchGrid) -> Tensor:
-    if not len(onehot):
-        return torch.zeros((0, *grid.grid_hw), device=onehot.device)
-    shares = grid.sample_area(onehot.to(torch.float32))
-    if bool(known.all()):
-        return shares
-    return shares / grid.sample_area(known[None].to(torch.float32)).clamp(min=1e-6)
+def _sample_bilinear(pixels: Tensor, number: int, grid: PatchGrid) -> Tensor:
+    return grid.sample_bilinear((pixels == number)[None].to(torch.float32))[0]
 
 
-def _rescue(labels: Tensor, onehot: Tensor, grid: PatchGrid) -> list[int]:
+def _sample_area(pixels: Tensor, number: int, grid: PatchGrid) -> Tensor:
+    return grid.sample_area((pixels == number)[None].to(torch.float32))[0]
+
+
+def _rescue(labels: Tensor, pixels: Tensor, object_ids: Sequence[int], grid: PatchGrid) -> list[int]:
     """Give each object that wins no cell the cell it covers most; changes ``labels``, returns the objects."""
-    winners = labels.argmax(0)
-    lost = [k for k in range(len(onehot)) if bool(onehot[k].any()) and not bool((winners == k + 1).any())]
+    winning = set(labels.argmax(0).flatten().tolist())
+    lost = [k for k in range(len(object_ids)) if k + 1 not in winning and bool((pixels == object_ids[k]).any())]
     taken = torch.zeros(grid.num_cells, dtype=torch.bool, device=labels.device)
     for k in lost:
-        cover = grid.sample_area(onehot[k : k + 1].to(torch.float32))[0].flatten()
+        cover = grid.sample_area((pixels == object_ids[k])[None].to(torch.float32))[0].flatten()
         cell = int(cover.masked_fill(taken, -1).argmax())
         taken[cell] = True
         labels.view(len(labels), -1)[:, cell] = 0

@@ -1,6 +1,6 @@
-"""What propagation remembers of the past: a few reference frames for good, the latest frames for a while.
+"""The context of propagation: reference frames that are kept, and a queue of the latest frames.
 
-Invariant: entries hold channels-last, L2-normalised descriptors and label maps of the same K + 1 channels; at
+Invariant: entries hold channels-last, L2-normalized descriptors and label maps of the same K + 1 channels; at
 most ``max_references`` + ``context_frames`` of them, whatever the length of the video.
 """
 
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.state import State
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -20,9 +22,9 @@ class Memory:
 
     Attributes:
         frame_index: Its index in the input.
-        descriptors: float32 ``(C, h, w)``, normalised, channels last in memory.
+        descriptors: float32 ``(C, h, w)``, normalized, channels last in memory.
         labels: float32 ``(K + 1, h, w)``, background first.
-        given: Channels (from 1) whose labels a user gave in this frame.
+        given: Channels (from 1) whose labels were given in this frame.
     """
 
     frame_index: int
@@ -32,18 +34,18 @@ class Memory:
 
 
 class LabelMemory:
-    """References and the queue of recent frames of one video.
+    """The references and the queue of recent frames of one video.
 
     Args:
         context_frames: Length of the queue of recent frames.
-        max_references: Ceiling for frames kept for good; the very first one is never dropped.
+        max_references: Largest number of reference frames; the very first one is never dropped.
         prefix_copies: How many copies of the first reference fill the queue at the start (videowalk).
     """
 
     def __init__(self, context_frames: int, *, max_references: int = 8, prefix_copies: int = 0) -> None:
         self._recent: deque[Memory] = deque(maxlen=context_frames)
         self._references: list[Memory] = []
-        self._max_references = max_references
+        self.max_references = max_references
         self._prefix_copies = prefix_copies
 
     @property
@@ -70,15 +72,15 @@ class LabelMemory:
         self._recent.append(memory)
 
     def add_reference(self, memory: Memory) -> int | None:
-        """Keep a frame with given masks for good.
+        """Keep a frame with given masks as a reference.
 
         Returns:
-            The index of the frame that had to be dropped for it, or None.
+            The index of the reference that was dropped for it, or None.
         """
         if not self._references:
             self._recent.extend(replace(memory, given=frozenset()) for _ in range(self._prefix_copies))
         self._references.append(memory)
-        if len(self._references) <= self._max_references:
+        if len(self._references) <= self.max_references:
             return None
         return self._references.pop(self._expendable()).frame_index
 
@@ -89,7 +91,7 @@ class LabelMemory:
         self._recent = deque(entries[count:], maxlen=self._recent.maxlen)
 
     def widen(self, channels: int) -> None:
-        """Grow every label map to ``channels`` channels; nobody saw the new objects in the old frames."""
+        """Grow every label map to ``channels`` channels; the new objects are in none of the old frames."""
 
         def wider(memory: Memory) -> Memory:
             missing = channels - memory.labels.shape[0]
@@ -97,10 +99,30 @@ class LabelMemory:
 
         self.replace_all(tuple(wider(memory) for memory in self.entries()))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._references.clear()
+    def to(self, device: torch.device) -> None:
+        """Move all tensors to a device; nothing happens where they are there already."""
+        if all(memory.labels.device == device for memory in self.entries()):
+            return
+
+        def moved(memory: Memory) -> Memory:
+            return replace(memory, descriptors=memory.descriptors.to(device), labels=memory.labels.to(device))
+
+        self.replace_all(tuple(moved(memory) for memory in self.entries()))
+
+    def state(self) -> State:
+        """All entries as plain values and tensors; the copies of the first reference share its descriptors."""
+        shared = {id(memory.descriptors) for memory in self._references}
+        return {
+            "references": [_entry_state(memory) for memory in self._references],
+            "recent": [_entry_state(m, without=id(m.descriptors) in shared) for m in self._recent],
+        }
+
+    def restore(self, state: State) -> None:
+        """Take the entries of :meth:`state` in place of the present ones."""
+        self._references = [_entry_from_state(entry) for entry in state["references"]]
+        known = {memory.frame_index: memory.descriptors for memory in self._references}
         self._recent.clear()
+        self._recent.extend(_entry_from_state(entry, known) for entry in state["recent"])
 
     def _expendable(self) -> int:
         """The oldest reference, but the first, all of whose objects a newer one has too; else the second."""
@@ -109,6 +131,22 @@ class LabelMemory:
             if self._references[position].given <= newer:
                 return position
         return 1
+
+
+def _entry_state(memory: Memory, *, without: bool = False) -> State:
+    return {
+        "frame_index": memory.frame_index,
+        "descriptors": None if without else memory.descriptors,
+        "labels": memory.labels,
+        "given": sorted(memory.given),
+    }
+
+
+def _entry_from_state(state: State, known: dict[int, Tensor] | None = None) -> Memory:
+    descriptors = state["descriptors"]
+    if descriptors is None:
+        descriptors = (known or {})[state["frame_index"]]
+    return Memory(state["frame_index"], descriptors, state["labels"], frozenset(state["given"]))
 
 
 def merge_channels(labels: Tensor, fresh: Tensor, channels: frozenset[int]) -> Tensor:

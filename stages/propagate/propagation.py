@@ -1,7 +1,7 @@
 """Label propagation by exact windowed top-k attention over context frames.
 
-Every cell of the target frame looks, in every context frame, only at the cells inside a window around its own
-place, keeps the ``top_k`` most similar of all of them, and takes the mean of their labels weighted by the
+Every cell of the target frame is compared, in every context frame, with the cells inside a window around its own
+position. It keeps the ``top_k`` most similar of all of them, and takes the mean of their labels weighted by the
 softmax of similarity over temperature. Caron et al., Emerging Properties in Self-Supervised Vision Transformers,
 2021, section 4.2.2 (https://arxiv.org/abs/2104.14294); Jabri et al., Space-Time Correspondence as a Contrastive
 Random Walk, 2020, appendix (https://arxiv.org/abs/2006.14613).
@@ -23,22 +23,9 @@ from torch import Tensor
 
 from stages.propagate.windows import Window
 
-__all__ = ["Propagated", "Window", "propagate_labels"]
+__all__ = ["Window", "propagate_labels"]
 DEFAULT_MAX_BYTES = 256 * 2**20
 DINO_WINDOW = Window()
-
-
-@dataclass(frozen=True, slots=True)
-class Propagated:
-    """The result of :func:`propagate_labels`.
-
-    Attributes:
-        labels: float32 ``(K, h, w)``: the weighted mean of the selected cells' labels.
-        best: float32 ``(h, w)``: the largest similarity each cell found in its windows, the prior included.
-    """
-
-    labels: Tensor
-    best: Tensor
 
 
 def propagate_labels(
@@ -51,14 +38,14 @@ def propagate_labels(
     temperature: float = 0.1,
     keep_ties: bool = True,
     max_bytes: int = DEFAULT_MAX_BYTES,
-) -> Propagated:
-    """Carry the context frames' labels to the target frame.
+) -> Tensor:
+    """Propagate the context frames' labels to the target frame.
 
     Args:
-        target: float32 ``(C, h, w)``, L2-normalised over C for cosine similarity.
-        contexts: n maps ``(C, h, w)``, normalised the same way. Channels-last memory is read fastest.
+        target: float32 ``(C, h, w)``, L2-normalized over C for cosine similarity.
+        contexts: n maps ``(C, h, w)``, normalized the same way. Channels-last memory is read fastest.
         labels: n maps ``(K, h, w)``, soft or one-hot.
-        windows: One window for all context frames, or one each.
+        windows: One window for all context frames, or one per frame.
         top_k: Number of cells that vote, over all context frames together.
         temperature: Softmax temperature of the weights.
         keep_ties: Keep every cell that is as similar as the k-th (DINO); otherwise exactly ``top_k`` (videowalk).
@@ -66,13 +53,14 @@ def propagate_labels(
             single row of tiles is always worked on, whatever the ceiling.
 
     Returns:
-        Labels, which sum to 1 over K wherever the context's do, and each cell's best similarity.
+        float32 ``(K, h, w)``: the weighted mean of the selected cells' labels; sums to 1 over K wherever the
+        context's labels do.
 
     Raises:
         ValueError: No context, or shapes that do not fit together.
 
     >>> eye = torch.eye(4).reshape(4, 2, 2)
-    >>> propagate_labels(eye, [eye], [torch.arange(4.0).reshape(1, 2, 2)], top_k=1).labels.flatten().tolist()
+    >>> propagate_labels(eye, [eye], [torch.arange(4.0).reshape(1, 2, 2)], top_k=1).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
     _check(target, contexts, labels, top_k, temperature)
@@ -82,7 +70,6 @@ def propagate_labels(
     groups = _group(contexts, labels, per_context, temperature)
     num_labels, (height, width) = labels[0].shape[0], target.shape[1:]
     out = torch.empty((num_labels, height, width), dtype=torch.float32, device=target.device)
-    best = torch.empty((height, width), dtype=torch.float32, device=target.device)
     selection = _Selection(top_k, temperature, keep_ties)
     query = target.permute(1, 2, 0)
     for strip in _strips(query, groups, max_bytes):
@@ -90,10 +77,9 @@ def propagate_labels(
         for tile in strip.tiles():
             cells = query[tile.top : tile.bottom, tile.left : tile.right].reshape(-1, query.shape[-1]).T
             scored = [keys.score(tile, cells) for keys in windows_of_strip]
-            votes, top = selection.vote(scored)
+            votes = selection.vote(scored)
             out[:, tile.top : tile.bottom, tile.left : tile.right] = votes.reshape(num_labels, *tile.size)
-            best[tile.top : tile.bottom, tile.left : tile.right] = top.reshape(tile.size)
-    return Propagated(out, best)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +217,8 @@ class _Selection:
     temperature: float
     keep_ties: bool
 
-    def vote(self, scored: list[_Scores]) -> tuple[Tensor, Tensor]:
-        """Labels ``(K, Q)`` and the best similarity ``(Q,)`` of a tile's cells."""
+    def vote(self, scored: list[_Scores]) -> Tensor:
+        """Labels ``(K, Q)`` of a tile's cells."""
         # One more than asked for: if it equals the k-th, there may be more ties than the selection holds.
         count = self.top_k + self.keep_ties
         found = [scores.largest(count) for scores in scored]
@@ -247,7 +233,7 @@ class _Selection:
             tied = (top.values[:, self.top_k] == kept[:, -1]) & kept[:, -1].isfinite()
             if bool(tied.any()):
                 votes[:, tied] = self._vote_of_ties(scored, top.values[tied, 0], kept[tied, -1], tied)
-        return votes, top.values[:, 0]
+        return votes
 
     def _vote_of_ties(self, scored: list[_Scores], best: Tensor, threshold: Tensor, tied: Tensor) -> Tensor:
         """Votes where more than k cells are at least as similar as the k-th: every one of them counts."""
@@ -331,7 +317,7 @@ def _check(
     target: Tensor, contexts: Sequence[Tensor], labels: Sequence[Tensor], top_k: int, temperature: float
 ) -> None:
     if not contexts or len(contexts) != len(labels):
-        raise ValueError(f"need one label map a context and at least one, got {len(labels)} and {len(contexts)}")
+        raise ValueError(f"need one label map per context and at least one, got {len(labels)} and {len(contexts)}")
     if top_k < 1 or temperature <= 0:
         raise ValueError(f"top_k and temperature must be positive, got {top_k} and {temperature}")
     for context, label in zip(contexts, labels, strict=True):

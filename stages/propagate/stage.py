@@ -1,13 +1,13 @@
-"""Propagate: object masks carried from frame to frame by the similarity of dense features.
+"""Propagate: object masks propagated from frame to frame by the similarity of dense features.
 
 Objects come from given masks (of any frame; later ones add objects or correct them) or, without any, from the
-foreground that co-segmentation found. The defaults are DINO's DAVIS protocol (Caron et al. 2021, section 4.2.2):
+foreground found by co-segmentation. The defaults are DINO's DAVIS protocol (Caron et al. 2021, section 4.2.2):
 the first frame and the 7 before, radius 12, top-5, temperature 0.1.
 """
 
 from __future__ import annotations
 
-from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,41 +18,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, MaskError
 from pipeline.core.records import Features, LabelMap, Packet, PatchGrid
+from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.discovery import find_objects
 from stages.propagate.label_maps import (
+    IndexMask,
     decode_labels,
     encode_mask,
     pack_cells,
     refine_labels,
-    subdivided,
     unpack_cells,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
+from stages.propagate.objects import ObjectTable
 from stages.propagate.propagation import Window, propagate_labels
 
-IndexMask = npt.NDArray[np.uint8]
 MAX_WARNINGS = 50
+MAX_LISTED = 8
 FOUND_REFERENCES = 2
-"""Frames with found masks that are kept: the first, and the latest, which is the better one."""
-
-
-@dataclass(slots=True)
-class _Objects:
-    """The objects known so far; an object's place in ``ids`` plus 1 is its channel, for ever."""
-
-    ids: tuple[int, ...] = ()
-
-    def channels(self, ids: Iterable[int]) -> frozenset[int]:
-        return frozenset(self.ids.index(number) + 1 for number in ids)
+"""References with found masks: the first, and the latest, which is the better one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Carried:
-    """Labels of a frame ``(K + 1, h s, w s)`` on the subdivided grid, its index mask, a confidence an object."""
+class _FrameLabels:
+    """Labels ``(K + 1, h s, w s)`` on the subdivided grid, the index mask, and one confidence per object."""
 
     fine: Tensor
     index_mask: IndexMask
@@ -60,74 +52,124 @@ class _Carried:
 
 
 class Propagator:
-    """Carries the masks of one video forward. Ids never change; a new video needs a new Propagator.
+    """Propagates the masks of one video forward; :meth:`reset` before the next video. Ids never change.
 
     Args:
-        config: How.
-        masks: uint8 ``(H, W)`` index masks by 0-based frame index. None takes objects from ``packet.parts``.
+        config: The settings.
+        masks: uint8 ``(H, W)`` index masks by 0-based frame index, each read when its frame comes; any mapping
+            will do, for example one that reads files. None finds objects in ``packet.parts`` until a mask is
+            given to :meth:`step`.
     """
 
     def __init__(self, config: PropagateConfig, *, masks: Mapping[int, IndexMask] | None = None) -> None:
         self.config = config
+        self._window, self._reference_window = make_windows(config)
+        self.reset(masks=masks)
+
+    def reset(self, *, masks: Mapping[int, IndexMask] | None = None) -> None:
+        """Forget the video and its masks; ``masks`` are those of the next one."""
         self.warnings: list[str] = []
         self._masks = masks
-        self._objects = _Objects()
-        references = config.max_references if masks is not None else min(config.max_references, FOUND_REFERENCES)
+        self._discovers = masks is None
+        self._objects = ObjectTable()
         self._memory = LabelMemory(
-            config.context_frames, max_references=references, prefix_copies=config.prefix_copies
+            self.config.context_frames,
+            max_references=self.config.max_references,
+            prefix_copies=self.config.prefix_copies,
         )
-        self._window, self._reference_window = make_windows(config)
+        if self._discovers:
+            self._memory.max_references = min(self.config.max_references, FOUND_REFERENCES)
         self._last_discovery: int | None = None
-        self._started_at: dict[int, int] = {}
-        self._confidence: dict[int, array[float]] = {}
+        self._last_index = -1
+        self._skipped_masks: list[int] = []
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Add ``labels`` to every packet.
+        """Add ``labels`` to every packet: :meth:`step` with the masks of the mapping.
 
         Raises:
             ConfigError: Packets without features, or without a facet the config asks for.
+            MaskError: A mask of another size than its frame.
         """
-        waiting = set(self._masks or ())
+        with_masks = sorted(self._masks or ())
         for packet in packets:
-            waiting.discard(packet.index)
-            yield replace(packet, labels=self._step(packet))
-        if waiting:
-            listed = ", ".join(str(index) for index in sorted(waiting)[:8]) + ", ..." * (len(waiting) > 8)
-            self._warn(f"no frame came for the masks of {listed}; they were not used")
+            skipped = with_masks[
+                bisect_right(with_masks, self._last_index) : bisect_left(with_masks, packet.index)
+            ]
+            self._skip_masks(skipped)
+            yield self.step(packet, self._masks.get(packet.index) if self._masks is not None else None)
+        self._skip_masks(with_masks[bisect_right(with_masks, self._last_index) :])
+        if self._skipped_masks:
+            listed = ", ".join(str(index) for index in self._skipped_masks[:MAX_LISTED])
+            more = ", ..." * (len(self._skipped_masks) > MAX_LISTED)
+            self._warn(f"no frame came for the masks of {listed}{more}; they were not used")
 
-    def report(self) -> dict[str, Any]:
-        """Facts for ``run.json``: ids, the frame each began at, and the confidence in every frame since."""
-        return {
-            "objects": [
-                {
-                    "id": number,
-                    "first_frame": self._started_at[number],
-                    "confidence": [round(value, 3) for value in self._confidence[number]],
-                }
-                for number in self._objects.ids
-                if number in self._started_at
-            ],
-            "references": [memory.frame_index for memory in self._memory.references],
-        }
+    def step(self, packet: Packet, masks: IndexMask | None = None) -> Packet:
+        """Label the next frame of the video.
 
-    def _step(self, packet: Packet) -> LabelMap:
+        Args:
+            packet: The frame and its features.
+            masks: Index mask of this frame, uint8 ``(H, W)``: it adds objects, and replaces the masks of those it
+                shows. 255 is void. From the first one on, no objects are found in ``packet.parts``.
+
+        Returns:
+            The packet with ``labels``.
+
+        Raises:
+            ValueError: The frame does not come after the one before; see :meth:`reset`.
+            ConfigError: The packet lacks features, or a facet the config asks for.
+            MaskError: ``masks`` is not uint8 of the frame's size.
+        """
+        if packet.index <= self._last_index:
+            raise ValueError(f"frame {packet.index} after frame {self._last_index}; reset() before another video")
         if packet.features is None:
             raise ConfigError("propagate needs features: switch extract on")
         grid = packet.features.grid
         descriptors = self._descriptors(packet.features)
-        labels = self._carry(packet, descriptors, grid)
-        given = self._given(packet, labels)
+        self._memory.to(descriptors.device)
+        labels = self._propagate_frame(packet, descriptors, grid)
+        given = self._discover(packet, labels) if masks is None else self._given(packet, masks)
         if given is not None:
-            labels = self._take(packet.index, descriptors, labels, given, grid)
+            labels = self._insert(packet.index, descriptors, labels, given, grid)
         elif not self._memory.empty:
             self._memory.push(Memory(packet.index, descriptors, labels.fine))
-        for number, value in zip(self._objects.ids, labels.confidence, strict=True):
-            self._confidence[number].append(value)
+        self._objects.update(packet.index, labels.index_mask, labels.confidence)
+        self._last_index = packet.index
         probs = F.avg_pool2d(labels.fine, self.config.label_cells) if self.config.label_cells > 1 else labels.fine
-        return LabelMap(probs, self._objects.ids, labels.index_mask, labels.confidence)
+        return replace(packet, labels=LabelMap(probs, self._objects.ids, labels.index_mask, labels.confidence))
+
+    def report(self) -> dict[str, Any]:
+        """Facts for ``run.json``: a summary per object, and the frames whose given masks are remembered."""
+        return {
+            "objects": self._objects.report(),
+            "references": [memory.frame_index for memory in self._memory.references],
+        }
+
+    def state(self) -> State:
+        """Everything but the config and the masks that the next frame's labels depend on."""
+        return {
+            "warnings": list(self.warnings),
+            "discovers": self._discovers,
+            "objects": self._objects.state(),
+            "memory": self._memory.state(),
+            "max_references": self._memory.max_references,
+            "last_discovery": self._last_discovery,
+            "last_index": self._last_index,
+            "skipped_masks": list(self._skipped_masks),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on after the frame at which :meth:`state` was called; config and masks must be the same."""
+        self.warnings = list(state["warnings"])
+        self._discovers = state["discovers"]
+        self._objects = ObjectTable.from_state(state["objects"])
+        self._memory.restore(state["memory"])
+        self._memory.max_references = state["max_references"]
+        self._last_discovery = state["last_discovery"]
+        self._last_index = state["last_index"]
+        self._skipped_masks = list(state["skipped_masks"])
 
     def _descriptors(self, features: Features) -> Tensor:
-        """The facets to compare, each L2-normalised and all together again: ``(C, h, w)``, channels last."""
+        """The facets, L2-normalized, side by side and normalized again: ``(C, h, w)``, channels last in memory."""
         maps = [features.data]
         if self.config.facets:
             missing = [name for name in self.config.facets if name not in features.extra and name != "data"]
@@ -142,17 +184,17 @@ class Propagator:
             joint = joint / len(maps) ** 0.5
         return joint.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
-    def _carry(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> _Carried:
-        """Labels of a frame from the memory alone; without memory all is background."""
+    def _propagate_frame(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> _FrameLabels:
+        """Labels of a frame from the memory alone; all background where the memory is empty."""
         if self._memory.empty:
-            fine = torch.ones((1, *subdivided(grid, self.config.label_cells).grid_hw), device=descriptors.device)
-            return _Carried(fine, np.zeros(grid.image_hw, np.uint8))
+            fine = torch.ones((1, *grid.subdivided(self.config.label_cells).grid_hw), device=descriptors.device)
+            return _FrameLabels(fine, np.zeros(grid.image_hw, np.uint8))
         windows = [self._reference_window] * len(self._memory.references)
         for memory in self._memory.recent:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         fine = self._propagate(descriptors, self._memory.entries(), windows)
         mask = self._decode(fine, packet.frame.image, grid)
-        return _Carried(fine, mask, _confidence(fine))
+        return _FrameLabels(fine, mask, _confidence(fine))
 
     def _propagate(self, target: Tensor, entries: Sequence[Memory], windows: Window | Sequence[Window]) -> Tensor:
         parts = self.config.label_cells
@@ -165,78 +207,86 @@ class Propagator:
             temperature=self.config.temperature,
             keep_ties=self.config.keep_ties,
             max_bytes=self.config.max_bytes,
-        ).labels
+        )
         return unpack_cells(packed, parts)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
-        refine, stretch = self.config.refine, self.config.stretch
-        if refine.enabled:
-            fine = refine_labels(
+        config, refine = self.config, self.config.refine
+        if not refine.enabled:
+            return decode_labels(
                 fine,
-                image,
-                grid,
-                cell_px=refine.cell_px,
-                radius_px=refine.radius_px,
-                epsilon=refine.epsilon,
-                stretch=stretch,
+                self._objects.ids,
+                grid.subdivided(config.label_cells),
+                stretch=config.stretch,
+                object_weight=config.object_weight,
+                upsample_factor=config.upsample_factor,
             )
-            stretch = "none"
-        return decode_labels(
+        refined = refine_labels(
             fine,
-            self._objects.ids,
-            _covering(grid, fine) if refine.enabled else subdivided(grid, self.config.label_cells),
-            stretch=stretch,
-            object_weight=self.config.object_weight,
-            upsample_factor=None if refine.enabled else self.config.upsample_factor,
+            image,
+            grid,
+            cell_px=refine.cell_px,
+            radius_px=refine.radius_px,
+            epsilon=refine.epsilon,
+            stretch=config.stretch,
         )
+        covering = PatchGrid.covering(grid.image_hw, (refined.shape[1], refined.shape[2]))
+        return decode_labels(refined, self._objects.ids, covering, object_weight=config.object_weight)
 
-    def _given(self, packet: Packet, carried: _Carried) -> IndexMask | None:
-        """The mask to take for this frame, None where there is none or it has no object."""
-        if self._masks is not None:
-            mask = self._masks.get(packet.index)
-            return mask if mask is not None and object_ids(mask) else None
-        return self._discover(packet, carried)
+    def _given(self, packet: Packet, mask: IndexMask) -> IndexMask | None:
+        """A mask of the caller, None where it shows no object; from the first one on nothing is discovered."""
+        if mask.dtype != np.uint8 or mask.shape != packet.frame.image_hw:
+            raise MaskError(
+                f"frame {packet.index}: the mask is {mask.dtype} {mask.shape}, it must be uint8 "
+                f"{packet.frame.image_hw} like the frame"
+            )
+        if not object_ids(mask):
+            return None
+        self._discovers = False
+        self._memory.max_references = self.config.max_references
+        return mask
 
-    def _take(
-        self, index: int, descriptors: Tensor, carried: _Carried, given: IndexMask, grid: PatchGrid
-    ) -> _Carried:
-        """Lay a given mask over the carried labels and keep the frame as a reference."""
+    def _insert(
+        self, index: int, descriptors: Tensor, labels: _FrameLabels, given: IndexMask, grid: PatchGrid
+    ) -> _FrameLabels:
+        """Lay a given mask over the propagated labels and keep the frame as a reference."""
         ids = object_ids(given)
-        fresh_ids = tuple(number for number in ids if number not in self._objects.ids)
-        self._objects.ids += fresh_ids
+        self._objects.add(ids, index)
         channels = self._objects.channels(ids)
-        fine_grid = subdivided(grid, self.config.label_cells)
-        encoded = encode_mask(given, ids, fine_grid, sampling=self.config.first_labels, device=descriptors.device)
-        for number in encoded.rescued:
-            self._warn(f"frame {index}: object {number} is smaller than a cell of the grid; kept at its best cell")
-        self._memory.widen(len(self._objects.ids) + 1)
-        fresh = torch.zeros((len(self._objects.ids) + 1, *fine_grid.grid_hw), device=descriptors.device)
-        fresh[0] = encoded.labels[0]
-        for position, number in enumerate(ids):
-            fresh[self._objects.ids.index(number) + 1] = encoded.labels[position + 1]
-        before = F.pad(carried.fine, (0, 0, 0, 0, 0, len(fresh) - len(carried.fine)))
+        fresh = self._encode(index, given, ids, grid, descriptors.device)
+        self._memory.widen(len(fresh))
+        before = F.pad(labels.fine, (0, 0, 0, 0, 0, len(fresh) - len(labels.fine)))
         fine = merge_channels(before, fresh, channels)
         reference = Memory(index, descriptors, fine, channels)
         self._back_fill(reference)
         dropped = self._memory.add_reference(reference)
-        if dropped is not None and self._masks is not None:
-            limit = self.config.max_references
-            self._warn(f"frame {index}: more than {limit} given masks; forgot that of frame {dropped}")
-        mask = np.where(np.isin(carried.index_mask, ids), np.uint8(0), carried.index_mask)
+        if dropped is not None and not self._discovers:
+            limit = self._memory.max_references
+            self._warn(f"frame {index}: more than {limit} given masks; dropped that of frame {dropped}")
+        mask = np.where(np.isin(labels.index_mask, ids), np.uint8(0), labels.index_mask)
         mask = np.where(np.isin(given, ids), given, mask)
-        for number in fresh_ids:
-            self._started_at[number] = index
-            self._confidence[number] = array("f")
-        sure = tuple(
-            1.0 if number in ids else carried.confidence[position]
-            for position, number in enumerate(self._objects.ids)
-        )
-        return _Carried(fine, mask, sure)
+        known = dict(zip(self._objects.ids, labels.confidence, strict=False))
+        confidence = tuple(1.0 if number in ids else known[number] for number in self._objects.ids)
+        return _FrameLabels(fine, mask, confidence)
+
+    def _encode(
+        self, index: int, mask: IndexMask, ids: tuple[int, ...], grid: PatchGrid, device: torch.device
+    ) -> Tensor:
+        """Labels ``(K + 1, h s, w s)`` of a given mask with the channels of all objects known."""
+        fine_grid = grid.subdivided(self.config.label_cells)
+        encoded = encode_mask(mask, ids, fine_grid, sampling=self.config.first_labels, device=device)
+        for number in encoded.rescued:
+            self._warn(f"frame {index}: object {number} is smaller than a cell of the grid; kept at its best cell")
+        fresh = torch.zeros((len(self._objects) + 1, *fine_grid.grid_hw), device=device)
+        fresh[0] = encoded.labels[0]
+        for position, number in enumerate(ids):
+            fresh[self._objects.ids.index(number) + 1] = encoded.labels[position + 1]
+        return fresh
 
     def _back_fill(self, reference: Memory) -> None:
         """Label the objects given now in the frames remembered from before.
 
-        Without it the old frames, in which nobody knew the object, would vote it away again at once.
+        Without it those frames, in which the object is background, would vote it away in the next frame.
         """
         changed = []
         for memory in self._memory.entries():
@@ -247,31 +297,29 @@ class Propagator:
             changed.append(memory)
         self._memory.replace_all(tuple(changed))
 
-    def _discover(self, packet: Packet, carried: _Carried) -> IndexMask | None:
+    def _discover(self, packet: Packet, labels: _FrameLabels) -> IndexMask | None:
         """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames.
 
-        Later looks find new objects and correct the masks of those found before.
+        Later ones add new objects and correct the masks of those found before.
         """
+        if not self._discovers:
+            return None
         every = self.config.discover_every
         due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
         if packet.parts is None or packet.features is None or not due:
             return None
         next_id = max(self._objects.ids, default=0) + 1
-        fresh = find_objects(packet.parts, packet.features, carried.index_mask, next_id)
+        fresh = find_objects(packet.parts, packet.features, labels.index_mask, next_id)
         if fresh is not None or self._last_discovery is not None:
             self._last_discovery = packet.index
         return fresh
 
+    def _skip_masks(self, indices: Sequence[int]) -> None:
+        self._skipped_masks = [*self._skipped_masks, *indices][: MAX_LISTED + 1]
+
     def _warn(self, message: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(message)
-
-
-def _covering(grid: PatchGrid, maps: Tensor) -> PatchGrid:
-    """The grid of maps ``(K, h, w)`` that tile the frame."""
-    height, width = maps.shape[1:]
-    stride = (grid.image_hw[0] / height, grid.image_hw[1] / width)
-    return PatchGrid(grid.image_hw, (height, width), stride, (stride[0] / 2, stride[1] / 2))
 
 
 def _confidence(probs: Tensor) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Where a cell looks for its like in another frame: a window around its own place, and a prior inside it."""
+"""Which cells of another frame a cell is compared with: a window around its position, and a prior inside it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Window:
         inclusive: Whether a disc holds the cells at exactly the radius; a square always does.
         prior_sigma_cells: Standard deviation in cells of a Gaussian prior on the offset. Its logarithm times the
             temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
-            None: every offset inside the window is as likely.
-        prior_floor: The least the prior multiplies a weight with, in (0, 1]: objects may jump.
+            None: every offset inside the window is equally likely.
+        prior_floor: Lower bound of the prior's factor on a weight, in (0, 1], for fast objects.
     """
 
     radius_cells: float | None = 12

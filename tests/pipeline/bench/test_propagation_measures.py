@@ -16,7 +16,7 @@ def test_the_dense_opponent_computes_the_same_labels() -> None:
     dense = dense_labels(
         target.flatten(1), torch.stack(contexts).flatten(2), torch.stack(labels, 1).flatten(1), mask, top_k=5
     )
-    windowed = propagate_labels(target, contexts, labels, windows=Window(4)).labels
+    windowed = propagate_labels(target, contexts, labels, windows=Window(4))
     torch.testing.assert_close(dense, windowed.flatten(1), atol=1e-5, rtol=0)
 
 

@@ -61,7 +61,7 @@ def test_a_run_scores_and_goes_on_where_it_stopped(root: Path, tmp_path: Path) -
     assert report["timing"]["frames"] == 10
     assert "loading the model" in report["timing"]["fps_scope"]
     assert report["timing"]["peak_memory_bytes"] > 0
-    assert len(report["runs"]["ball"]["propagate"]["objects"][0]["confidence"]) == 5
+    assert report["runs"]["ball"]["propagate"]["objects"][0]["frames"] == 5
     assert sorted(path.name for path in (tmp_path / "ball").iterdir()) == [f"{i:05d}.png" for i in range(5)]
     with Image.open(tmp_path / "ball" / "00003.png") as image:
         assert image.mode == "P"

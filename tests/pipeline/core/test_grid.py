@@ -38,7 +38,7 @@ def test_centres_are_those_of_the_patches_a_convolution_reads(
 @pytest.mark.parametrize(("patch", "stride"), [(14, 14), (14, 7), (16, 8), (8, 2)])
 def test_doubling_splits_every_cell_around_its_own_centre(patch: int, stride: int) -> None:
     grid = PatchGrid.from_input((112, 224), (112, 224), patch_px=patch, stride_px=stride)
-    fine = grid.doubled()
+    fine = grid.subdivided(2)
     assert fine.grid_hw == (grid.grid_hw[0] * 2, grid.grid_hw[1] * 2)
     blocks = fine.cell_centers().reshape(grid.grid_hw[0], 2, grid.grid_hw[1], 2, 2).mean(dim=(1, 3))
     torch.testing.assert_close(blocks, grid.cell_centers())
@@ -118,3 +118,10 @@ def test_bad_geometry_names_the_valid_values(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         PatchGrid.from_input((100, 100), input_hw, patch_px=patch, stride_px=stride)
+
+
+def test_a_subdivided_grid_lies_on_the_same_pixels() -> None:
+    strided = PatchGrid((100, 100), (9, 9), (10.0, 10.0), (10.0, 10.0))
+    fine = strided.subdivided(2)
+    centers = fine.cell_centers().reshape(9, 2, 9, 2, 2).mean(dim=(1, 3))
+    torch.testing.assert_close(centers, strided.cell_centers())

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import resource
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -8,7 +11,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.core.records import PatchGrid
-from stages.propagate.guided_filter import GuidedFilter
 from stages.propagate.label_maps import (
     decode_labels,
     encode_mask,
@@ -16,7 +18,6 @@ from stages.propagate.label_maps import (
     refine_labels,
     resize_nearest,
     stretch_channel,
-    subdivided,
     unpack_cells,
 )
 from stages.propagate.label_memory import LabelMemory, Memory
@@ -29,7 +30,7 @@ def random_mask(seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 def test_nearest_labels_are_pillows() -> None:
-    """At DAVIS's size too, where the centre of some cells falls between two pixels."""
+    """At DAVIS's size too, where the center of some cells falls between two pixels."""
     davis = PatchGrid.from_input((480, 854), (476, 840), patch_px=14, stride_px=14)
     for grid in (GRID, davis):
         mask = np.random.default_rng(0).integers(0, 4, grid.image_hw).astype(np.uint8)
@@ -46,17 +47,52 @@ def test_area_labels_are_the_covered_share() -> None:
         np.testing.assert_allclose(labels[number].numpy(), shares, atol=1e-6)
 
 
-def test_void_counts_for_nobody() -> None:
+def test_void_counts_for_no_object() -> None:
     mask = np.full(GRID.image_hw, 255, np.uint8)
     mask[:3, :4] = 2  # half of the first cell, the rest of it void
     labels = encode_mask(mask, [2], GRID, sampling="area").labels
     assert float(labels[1, 0, 0]) == pytest.approx(1.0)
 
 
-def test_bilinear_labels_interpolate_at_the_centres() -> None:
+def test_bilinear_labels_interpolate_at_the_centers() -> None:
     mask = random_mask()
     want = F.interpolate(torch.from_numpy(mask == 2)[None, None].float(), size=(5, 11), mode="bilinear")[0, 0]
     torch.testing.assert_close(encode_mask(mask, [1, 2, 3], GRID, sampling="bilinear").labels[2], want)
+
+
+@pytest.mark.parametrize("sampling", ["nearest", "bilinear", "area"])
+def test_labels_on_overlapping_patches_lie_at_true_centers(
+    sampling: Literal["nearest", "bilinear", "area"],
+) -> None:
+    """At stride 7 the cells do not reach the frame's border: a plain resize is wrong by up to half a patch."""
+    strided = PatchGrid.from_input((140, 140), (140, 140), patch_px=14, stride_px=7)
+    mask = np.zeros((140, 140), np.uint8)
+    mask[:35] = 1
+    rows = encode_mask(mask, [1], strided, sampling=sampling).labels[1, :, 0]
+    centers = strided.cell_centers()[:, 0, 1]
+    assert torch.equal(rows[centers < 31], torch.ones(int((centers < 31).sum())))
+    assert not rows[centers > 39].any()
+
+
+@pytest.mark.parametrize("factor", [None, 7, 14])
+def test_maps_of_overlapping_patches_end_where_their_mask_did(factor: int | None) -> None:
+    """DINO's upsampling by the patch too: its map covers the cells, which is less than the frame at stride 7."""
+    strided = PatchGrid.from_input((140, 140), (140, 140), patch_px=14, stride_px=7)
+    mask = np.zeros((140, 140), np.uint8)
+    mask[:35], mask[105:] = 1, 2
+    labels = encode_mask(mask, [1, 2], strided, sampling="area").labels
+    decoded = decode_labels(labels, [1, 2], strided, upsample_factor=factor)
+    assert np.count_nonzero(decoded != mask) <= 140 * 2
+
+
+def test_many_objects_are_encoded_without_a_stack_at_the_frames_size() -> None:
+    """Labels of 200 objects: K x H x W in float64 would be 1.6 GB here."""
+    grid = PatchGrid.covering((1000, 1000), (50, 50))
+    mask = (np.arange(1000)[:, None] // 72 * 14 + np.arange(1000) // 72 + 1).astype(np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    labels = encode_mask(mask, list(range(1, 197)), grid, sampling="area").labels
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    torch.testing.assert_close(labels.sum(0), torch.ones(50, 50))
 
 
 def test_two_objects_in_one_cell_get_a_cell_each() -> None:
@@ -111,13 +147,6 @@ def test_packed_cells_unpack_again() -> None:
     torch.testing.assert_close(unpack_cells(packed, 3), labels)
 
 
-def test_a_subdivided_grid_lies_on_the_same_pixels() -> None:
-    strided = PatchGrid((100, 100), (9, 9), (10.0, 10.0), (10.0, 10.0))
-    fine = subdivided(strided, 2)
-    centers = fine.cell_centers().reshape(9, 2, 9, 2, 2).mean(dim=(1, 3))
-    torch.testing.assert_close(centers, strided.cell_centers())
-
-
 def test_refined_maps_follow_the_edge_of_the_frame() -> None:
     """An object's border lies within a cell; the frame says where."""
     image = np.zeros((30, 44, 3), np.uint8)
@@ -130,31 +159,6 @@ def test_refined_maps_follow_the_edge_of_the_frame() -> None:
     plain = GRID.upsample(labels, (20, 44))
     step, plain_step = (maps[1, :, 22] - maps[1, :, 21] for maps in (refined, plain))
     assert float(step.min()) > 3 * float(plain_step.max())
-
-
-def test_the_guided_filter_equals_a_regression_in_every_window() -> None:
-    random = np.random.default_rng(0)
-    guide, values = random.random((9, 8, 3), np.float32), random.random((9, 8), np.float32)
-    radius, epsilon = 2, 0.01
-    padded_guide = np.pad(guide, ((4, 4), (4, 4), (0, 0)), mode="symmetric").astype(np.float64)
-    padded = np.pad(values, 4, mode="symmetric").astype(np.float64)
-    slopes, intercepts = np.zeros((9, 8, 3)), np.zeros((9, 8))
-    for y in range(9):
-        for x in range(8):
-            window = np.s_[y + 4 - radius : y + 5 + radius, x + 4 - radius : x + 5 + radius]
-            colours, targets = padded_guide[window].reshape(-1, 3), padded[window].ravel()
-            covariance = np.cov(colours.T, bias=True) + epsilon * np.eye(3)
-            against = ((colours - colours.mean(0)) * (targets - targets.mean())[:, None]).mean(0)
-            slopes[y, x] = np.linalg.solve(covariance, against)
-            intercepts[y, x] = targets.mean() - slopes[y, x] @ colours.mean(0)
-    inner = np.s_[2:-2, 2:-2]
-    want = np.zeros((9, 8))
-    for y in range(2, 7):
-        for x in range(2, 6):
-            window = np.s_[y - radius : y + radius + 1, x - radius : x + radius + 1]
-            want[y, x] = slopes[window].mean((0, 1)) @ guide[y, x] + intercepts[window].mean()
-    got = GuidedFilter(guide, radius_px=radius, epsilon=epsilon)(values)
-    np.testing.assert_allclose(got[inner], want[inner], atol=1e-4)
 
 
 def memory(index: int, *given: int) -> Memory:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.config import load_config
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, MaskError
 from pipeline.core.records import Features, Frame, Packet, PartMap, PatchGrid
+from pipeline.core.state import load_state, save_state
 from stages.propagate import Propagator
 from stages.propagate.config import PropagateConfig
 
@@ -33,11 +37,11 @@ def box(left: int, top: int, size: int = 12, number: int = 1, onto: Mask | None 
 def packets(truth: list[Mask], *, parts: dict[int, npt.NDArray[np.float32]] | None = None) -> Iterator[Packet]:
     """Frames whose descriptors say which object a cell belongs to, and for background where it lies."""
     generator = torch.Generator().manual_seed(0)
-    looks = F.normalize(torch.randn(256, 32, generator=generator), dim=1)
+    descriptors = F.normalize(torch.randn(256, 32, generator=generator), dim=1)
     places = 0.3 * torch.randn(32, *GRID.grid_hw, generator=generator)
     for index, mask in enumerate(truth):
         objects = GRID.sample_nearest(torch.from_numpy(mask).long())
-        data = looks[objects].permute(2, 0, 1) + places * (objects == 0)
+        data = descriptors[objects].permute(2, 0, 1) + places * (objects == 0)
         image = np.repeat(mask[..., None] * np.uint8(40), 3, axis=2)
         part = None
         if parts is not None and index in parts:
@@ -73,7 +77,7 @@ def test_masks_follow_their_objects() -> None:
 
 def test_the_first_mask_comes_out_as_it_was_given() -> None:
     mask = box(5, 7, size=11)
-    mask[0, :5] = 255  # void is nobody's
+    mask[0, :5] = 255  # void belongs to no object
     out, _ = carry([mask], {0: mask})
     assert out[0].labels is not None
     np.testing.assert_array_equal(out[0].labels.index_mask, np.where(mask == 255, 0, mask))
@@ -106,7 +110,7 @@ def test_a_later_mask_adds_an_object_that_was_there_all_along() -> None:
         assert iou(out[index], truth[index], 2) > 0.5
     report = propagator.report()["objects"]
     assert [entry["first_frame"] for entry in report] == [0, 5]
-    assert [len(entry["confidence"]) for entry in report] == [14, 9]
+    assert [entry["frames"] for entry in report] == [14, 9]
 
 
 def test_a_later_mask_corrects_an_object() -> None:
@@ -124,10 +128,16 @@ def test_an_object_that_leaves_and_returns_keeps_its_id() -> None:
     out, propagator = carry(truth, {0: there})
     assert [packet.labels.index_mask.any() for packet in out[2:14] if packet.labels] == [False] * 12
     assert iou(out[-1], there, 1) > 0.5
-    confidence = propagator.report()["objects"][0]["confidence"]
+    confidence = [packet.labels.confidence[0] for packet in out if packet.labels]
     assert confidence[0] == 1.0
     assert max(confidence[2:14]) == 0.0
     assert confidence[-1] > 0.5
+    summary = propagator.report()["objects"][0]
+    assert summary["first_frame"] == 0
+    assert summary["last_frame"] == 15
+    assert summary["frames"] == 16
+    assert (summary["min_confidence"], summary["worst_frame"]) == (0.0, 2)
+    assert summary["mean_confidence"] == pytest.approx(sum(confidence) / 16, abs=1e-3)
 
 
 def test_an_object_between_the_cells_is_kept_with_a_warning() -> None:
@@ -150,7 +160,7 @@ def test_references_are_bounded_and_the_first_stays() -> None:
     out, propagator = carry(truth, dict(enumerate(truth)), config(max_references=3))
     assert propagator.report()["references"] == [0, 10, 11]
     assert len(out) == 12
-    assert "forgot" in propagator.warnings[0]
+    assert "dropped" in propagator.warnings[0]
 
 
 def test_objects_come_from_the_first_foreground() -> None:
@@ -222,7 +232,8 @@ def test_without_objects_everything_is_background() -> None:
 def test_confidence_falls_where_the_mask_is_lost() -> None:
     truth = [box(8, 8)] * 4
     found, propagator = carry(truth, {0: truth[0]})
-    assert min(propagator.report()["objects"][0]["confidence"]) > 0.9
+    assert min(packet.labels.confidence[0] for packet in found if packet.labels) > 0.9
+    assert propagator.report()["objects"][0]["min_confidence"] > 0.9
     assert found[-1].labels is not None
     assert len(found[-1].labels.confidence) == 1
 
@@ -236,3 +247,143 @@ def test_facets_are_looked_up_by_name() -> None:
 def test_packets_without_features_are_refused() -> None:
     with pytest.raises(ConfigError, match="switch extract on"):
         list(Propagator(config())([Packet(Frame(np.zeros((4, 4, 3), np.uint8), 0, 0.0))]))
+
+
+def test_step_is_the_loop_and_masks_may_come_with_any_frame() -> None:
+    truth = [box(4 + 2 * t, 8, onto=box(40, 28 - t, number=7)) for t in range(8)]
+    later = np.where(truth[4] == 7, truth[4], np.uint8(0))
+    first = np.where(truth[0] == 1, truth[0], np.uint8(0))
+    want, _ = carry(truth, {0: first, 4: later})
+    stepper = Propagator(config(stretch="none"))
+    got = [stepper.step(packet, {0: first, 4: later}.get(packet.index)) for packet in packets(truth)]
+    same_labels(got, want)
+
+
+def same_labels(got: list[Packet], want: list[Packet]) -> None:
+    assert [packet.index for packet in got] == [packet.index for packet in want]
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.labels is not None
+        assert theirs.labels is not None
+        assert torch.equal(ours.labels.probs, theirs.labels.probs)
+        np.testing.assert_array_equal(ours.labels.index_mask, theirs.labels.index_mask)
+        assert ours.labels.object_ids == theirs.labels.object_ids
+        assert ours.labels.confidence == theirs.labels.confidence
+
+
+STATEFUL = {
+    "plain": config(stretch="none"),
+    "videowalk": config(window="disc", window_on_references=False, prefix_copies=4, keep_ties=False),
+    "parts and refinement": config(
+        label_cells=4, first_labels="area", refine={"enabled": True}, prior_sigma_cells=4.0
+    ),
+}
+
+
+@pytest.mark.parametrize("settings", STATEFUL.values(), ids=STATEFUL.keys())
+@pytest.mark.parametrize("done", [0, 1, 3, 6, 9])
+def test_a_restored_propagator_goes_on_bit_for_bit(settings: PropagateConfig, done: int, tmp_path: Path) -> None:
+    truth = [box(4 + 2 * t, 8, onto=box(40, 28 - t, number=7)) for t in range(10)]
+    masks = {0: np.where(truth[0] == 1, truth[0], np.uint8(0)), 5: truth[5], 20: truth[5]}
+    whole = Propagator(settings, masks=masks)
+    want = list(whole(packets(truth)))
+    broken_off = Propagator(settings, masks=masks)
+    start = list(itertools.islice(broken_off(packets(truth)), done))
+    save_state(tmp_path, "propagate", broken_off.state())
+    resumed = Propagator(settings, masks=masks)
+    resumed.restore(load_state(tmp_path, "propagate"))
+    same_labels(start + list(resumed(itertools.islice(packets(truth), done, None))), want)
+    assert resumed.report() == whole.report()
+    assert resumed.warnings == whole.warnings
+
+
+@pytest.mark.parametrize("done", [1, 3, 4, 5, 8])
+def test_a_restored_propagator_discovers_when_it_would_have(done: int, tmp_path: Path) -> None:
+    truth = [box(4, 4, onto=box(44, 30, number=2) if t >= 4 else None) for t in range(9)]
+    parts = {
+        index: (GRID.sample_nearest(torch.from_numpy(mask)) > 0).numpy().astype(np.float32)
+        for index, mask in enumerate(truth)
+    }
+    settings = config(stretch="none", discover_every=4)
+    want, _ = carry(truth, None, settings, parts=parts)
+    broken_off = Propagator(settings)
+    start = list(itertools.islice(broken_off(packets(truth, parts=parts)), done))
+    save_state(tmp_path, "propagate", broken_off.state())
+    resumed = Propagator(settings)
+    resumed.restore(load_state(tmp_path, "propagate"))
+    same_labels(start + list(resumed(itertools.islice(packets(truth, parts=parts), done, None))), want)
+
+
+def test_a_state_is_not_changed_by_the_frames_after_it() -> None:
+    truth = [box(4 + 2 * t, 8) for t in range(6)]
+    propagator = Propagator(config(), masks={0: truth[0], 4: truth[4]})
+    stream = propagator(packets(truth))
+    list(itertools.islice(stream, 2))
+    state = propagator.state()
+    before = copy.deepcopy(state)
+    list(stream)
+    assert str(state) == str(before)
+
+
+def test_another_video_needs_a_reset() -> None:
+    truth = [box(4 + 2 * t, 8) for t in range(4)]
+    want, propagator = carry(truth, {0: truth[0]})
+    with pytest.raises(ValueError, match=r"frame 0 after frame 3; reset\(\) before another video"):
+        list(propagator(packets(truth)))
+    propagator.reset(masks={0: truth[0]})
+    same_labels(list(propagator(packets(truth))), want)
+    propagator.reset()
+    assert propagator.report() == {"objects": [], "references": []}
+
+
+class LazyMasks(Mapping[int, Mask]):
+    """Masks that are read when asked for."""
+
+    def __init__(self, masks: dict[int, Mask]) -> None:
+        self.masks, self.read = masks, list[int]()
+
+    def __getitem__(self, index: int) -> Mask:
+        mask = self.masks[index]
+        self.read.append(index)
+        return mask
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.masks)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+def test_masks_are_read_when_their_frame_comes() -> None:
+    truth = [box(4 + 2 * t, 8) for t in range(6)]
+    masks = LazyMasks({0: truth[0], 3: truth[3], 9: truth[3]})
+    stream = Propagator(config(), masks=masks)(packets(truth))
+    next(stream)
+    assert masks.read == [0]
+    list(stream)
+    assert masks.read == [0, 3]
+
+
+@pytest.mark.parametrize("mask", [np.zeros((4, 4), np.uint8), np.zeros(GRID.image_hw, np.int64)])
+def test_a_mask_that_does_not_fit_the_frame_is_named(mask: Mask) -> None:
+    packet = next(packets([box(4, 4)]))
+    with pytest.raises(MaskError, match=r"frame 0: the mask is .* must be uint8 \(48, 64\)"):
+        Propagator(config()).step(packet, mask)
+
+
+def test_a_given_mask_ends_discovery() -> None:
+    truth = [box(4, 4, onto=box(44, 30, number=2))] * 6
+    parts = {
+        index: (GRID.sample_nearest(torch.from_numpy(mask)) > 0).numpy().astype(np.float32)
+        for index, mask in enumerate(truth)
+    }
+    propagator = Propagator(config(stretch="none", discover_every=2))
+    given = box(4, 4, number=9)
+    out = [propagator.step(packet, given if packet.index == 0 else None) for packet in packets(truth, parts=parts)]
+    assert [packet.labels.object_ids for packet in out if packet.labels] == [(9,)] * 6
+
+
+def test_the_report_does_not_grow_with_the_video() -> None:
+    truth = [box(8, 8)] * 30
+    short, long = (carry(truth[:count], {0: truth[0]})[1] for count in (5, 30))
+    assert len(str(long.report())) <= len(str(short.report())) + 4
+    assert len(str(long.state())) <= len(str(short.state())) * 2

@@ -116,7 +116,7 @@ def test_boxes_are_scaled_in_x_and_y_apart() -> None:
 @pytest.mark.parametrize("kind", ["lift", "stride"])
 def test_lift_and_strided_grids_pool_the_same_place(kind: str) -> None:
     grid = PatchGrid.from_input((60, 100), (56, 84), patch_px=14, stride_px=7 if kind == "stride" else 14)
-    grid = grid.doubled() if kind == "lift" else grid
+    grid = grid.subdivided(2) if kind == "lift" else grid
     centers = grid.cell_centers().permute(2, 0, 1)
     box = torch.tensor([[25.0, 20.0, 65.0, 45.0]])
     assert pool_boxes(centers, box, grid).flatten().tolist() == pytest.approx([45.0, 32.5], abs=1e-3)
