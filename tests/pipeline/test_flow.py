@@ -31,7 +31,7 @@ def test_what_users_import_is_there_and_listed_once() -> None:
     for name in pipeline.__all__:
         assert getattr(pipeline, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'streem'"):
-        _ = pipeline.streem  # type: ignore[attr-defined]
+        _ = pipeline.streem
 
 
 def test_the_table_of_stages_and_the_config_agree() -> None:
@@ -70,8 +70,8 @@ def test_a_stream_that_breaks_off_says_so_after_its_last_good_packet(video: Path
     )
     content = whole.read_bytes()
     broken.write_bytes(content[: int(len(content) * 0.6)])
-    packets = []
-    with pytest.raises((TruncatedError, ConfigError, pipeline.core.errors.MediaError)):
+    packets: list[int] = []
+    with pytest.raises(TruncatedError):
         packets.extend(packet.index for packet in stream(broken, SMALL.only("annotate")))
     assert packets == sorted(packets)
 
