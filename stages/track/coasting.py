@@ -1,7 +1,7 @@
 """Coasting: which tracks are shown at their predicted place while their detection is missing.
 
-A detector misses an object now and then. Its track is shown where the motion model expects it for a moment, but only
-while the features *there* are similar to the track's gallery: an object that was occluded or has left is not shown.
+A detector misses an object now and then. For a moment its track is shown where the motion model expects it, but
+only while the features *there* are similar to the track's gallery: an object occluded or gone is not shown.
 """
 
 from __future__ import annotations

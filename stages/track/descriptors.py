@@ -65,7 +65,7 @@ def _facet(features: Features, name: str) -> Tensor:
 
 
 def _weights(features: Features, labels: LabelMap | None, found: Detections, roi: RoiConfig) -> Tensor | None:
-    """Weights of the cells, ``(h, w)`` for all boxes or ``(N, h, w)``, not below the floor; None for equal ones."""
+    """Weights of the cells, ``(h, w)`` for all boxes or ``(N, h, w)``, at least the floor; None: all equal."""
     floor = roi.weight_floor
     if roi.weighting == "saliency" and features.saliency is not None:
         return floor + (1 - floor) * features.saliency

@@ -149,9 +149,7 @@ class AdaptiveNoise:
     def update(self, last: Array, now: Array) -> None:
         """Take the innovations ``(4,)`` of one box in two successive frames."""
         product = (last * now).reshape(2, 2).mean(axis=1)
-        self.log_factor = np.clip(
-            self.log_factor + self._rate * product.clip(-1, 2), -self._limit, self._limit
-        )
+        self.log_factor = np.clip(self.log_factor + self._rate * product.clip(-1, 2), -self._limit, self._limit)
 
     def applied(self, noise: MotionNoise) -> MotionNoise:
         """The noise with scaled accelerations."""

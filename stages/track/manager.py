@@ -13,13 +13,12 @@ its predicted place for a moment, and only while the features there are similar 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import box_iou
 from pipeline.core.records import Detections, Track
+from pipeline.core.state import State
 from stages.track import kalman
 from stages.track.association import assign
 from stages.track.coasting import Describe, may_coast, still_visible
@@ -92,7 +91,7 @@ class TrackManager:
         """Give no more ids that a propagated object can have."""
         self._next_id = max(self._next_id, FIRST_FREE_ID)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Everything needed to go on exactly as if nothing had happened."""
         return {
             "num_tracks": self.num_tracks,
@@ -105,7 +104,7 @@ class TrackManager:
             "tracks": pack_tracks(self._tracks),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
         self.num_tracks, self.num_returns = state["num_tracks"], state["num_returns"]
         self._next_id, self._seconds = state["next_id"], state["seconds"]
@@ -216,9 +215,7 @@ class TrackManager:
             track.remember(box, frame, seconds)
             taken.append(track.motion.xyxy)
 
-    def _new_track(
-        self, track_id: int, status: Status, found: Detections, box: int, seconds: float
-    ) -> TrackState:
+    def _new_track(self, track_id: int, status: Status, found: Detections, box: int, seconds: float) -> TrackState:
         track = TrackState(
             track_id,
             found.categories[box],

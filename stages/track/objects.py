@@ -1,13 +1,12 @@
-"""Tracks of propagated objects: they are associated already, so a track is an object's box under the object's id."""
+"""Tracks of propagated objects, which need no association: a track is an object's box under the object's id."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.records import Detections, Track
+from pipeline.core.state import State
 
 
 class ObjectTracks:
@@ -46,11 +45,11 @@ class ObjectTracks:
         self._frames += 1
         return tuple(sorted(tracks, key=lambda track: track.track_id))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Everything needed to go on."""
         return {"frames": self._frames, "started": {str(key): frame for key, frame in self._started.items()}}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
         self._frames = state["frames"]
         self._started = {int(key): frame for key, frame in state["started"].items()}

@@ -93,10 +93,8 @@ class Similarity:
             total = weight * self.appearance(tracks, descriptors, seconds) + (1 - weight) * overlap
         return np.where(allowed, total, FORBIDDEN)
 
-    def _overlap(
-        self, tracks: Sequence[TrackState], xyxy: npt.NDArray[np.floating]
-    ) -> npt.NDArray[np.float64]:
-        """IoU of the widened boxes, the larger of predicted and last place: at low frame rates a velocity is a guess."""
+    def _overlap(self, tracks: Sequence[TrackState], xyxy: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """IoU of the widened boxes: at the predicted or the last place, for a velocity is a guess at low rates."""
         share = self.config.widen
         predicted = np.concatenate([track.motion.xyxy for track in tracks])
         last_seen = np.stack([track.seen_xyxy for track in tracks])

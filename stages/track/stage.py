@@ -6,8 +6,8 @@ tracking by instance retrieval with frozen features (Analyzing Local Representat
 Transformers, 2024, section on object retrieval) inside the usual two-round association (ByteTrack, Zhang et al.
 2022, https://arxiv.org/abs/2110.06864; BoT-SORT, Aharon et al. 2022, https://arxiv.org/abs/2206.14651).
 
-Read on in :mod:`stages.track.descriptors` (what describes a box), :mod:`stages.track.manager` (the life of a track),
-:mod:`stages.track.similarity` (what is compared) and :mod:`stages.track.kalman` (the motion model).
+Read on in :mod:`stages.track.descriptors` (what describes a box), :mod:`stages.track.manager` (the life of a
+track), :mod:`stages.track.similarity` (what is compared) and :mod:`stages.track.kalman` (the motion model).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.records import Detections, Frame, Packet, Track
+from pipeline.core.state import State
 from stages.track.boxes import boxes_of_objects, clip_to_frame, matching_objects, unlabeled_boxes
 from stages.track.config import TrackConfig
 from stages.track.descriptors import describe_boxes
@@ -96,7 +97,7 @@ class Tracker:
         self._best_score = max(self._best_score, float(found.scores.max(initial=-np.inf)))
         return replace(packet, tracks=self._associate(packet, found))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Everything needed to go on with the next packet exactly as if nothing had happened."""
         return {
             "current_index": self.current_index,
@@ -108,7 +109,7 @@ class Tracker:
             "manager": self._manager.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Go on from :meth:`state`, made by a tracker with the same config."""
         self.reset()
         self.current_index = state["current_index"]
@@ -126,7 +127,7 @@ class Tracker:
             return []
         return [
             f"all {self._boxes} detections score below track.association.min_score = {minimum:g} (the best has "
-            f"{self._best_score:.3g}), so nothing was tracked; lower the min_score, high_score and start_score there"
+            f"{self._best_score:.3g}), so nothing was tracked; lower min_score, high_score and start_score"
         ]
 
     def report(self) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.records import Detections, Track
+from pipeline.core.state import State
 from stages.track.gallery import Gallery
 from stages.track.kalman import MotionState
 
@@ -99,7 +100,7 @@ def to_track(state: TrackState, xyxy: npt.NDArray[np.floating], confidence: floa
     )
 
 
-def pack_tracks(tracks: Sequence[TrackState]) -> dict[str, Any]:
+def pack_tracks(tracks: Sequence[TrackState]) -> State:
     """The tracks as a few arrays, one row per track: a checkpoint's form. :func:`unpack_tracks` is the inverse."""
     sizes = [len(track.gallery.entries) for track in tracks]
     descriptors = [entry for track in tracks for entry in track.gallery.entries]
@@ -126,7 +127,7 @@ def pack_tracks(tracks: Sequence[TrackState]) -> dict[str, Any]:
     }
 
 
-def unpack_tracks(packed: dict[str, Any], *, gallery_size: int, gallery_redundant: float) -> list[TrackState]:
+def unpack_tracks(packed: State, *, gallery_size: int, gallery_redundant: float) -> list[TrackState]:
     """The tracks of :func:`pack_tracks`, bit for bit."""
     tracks: list[TrackState] = []
     end = 0
