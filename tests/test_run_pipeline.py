@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import run_pipeline
+from pipeline.core.records import Packet
 from pipeline.formats.palette import davis_palette
 from tests.conftest import REPOSITORY
 from tests.videos import pattern, write_video
@@ -226,14 +227,14 @@ def test_a_stage_that_fails_leaves_a_playable_video_and_ends_with_1(
 ) -> None:
     from stages.annotate import Annotator
 
-    draw: Callable[..., np.ndarray] = Annotator.draw
+    step: Callable[..., Packet] = Annotator.step
 
-    def fail(self: Annotator, packet: object) -> np.ndarray:
-        if getattr(packet, "index", None) == 6:
+    def fail(self: Annotator, packet: Packet) -> Packet:
+        if packet.index == 6:
             raise RuntimeError("out of paint")
-        return draw(self, packet)
+        return step(self, packet)
 
-    monkeypatch.setattr(Annotator, "draw", fail)
+    monkeypatch.setattr(Annotator, "step", fail)
     assert run(video, "--output", tmp_path, *SMALL) == 1
     assert "stage 'annotate' failed at frame 6: RuntimeError: out of paint" in capsys.readouterr().err
     report = json.loads((tmp_path / "square" / "run.json").read_text())

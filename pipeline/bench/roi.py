@@ -1,4 +1,4 @@
-"""``bench roi``: time of ROIAlign, of a frame's tracking, and of the extraction it is measured against."""
+"""``bench roi``: time of ROIAlign, of tracking one frame, and of extracting it for comparison."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
+from rich.console import Console
 
-from pipeline.commands.box_data import CONFIG
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.core.records import Detections, Frame
-    from pipeline.flow import FlowConfig
+from pipeline.core.files import write_json_whole
+from pipeline.core.records import Detections, Frame
+from pipeline.evaluation.box_sequences import TRACKING_CONFIG
+from pipeline.flow import FlowConfig, load_flow_config
+from stages.extract import Extractor
+from stages.track import Tracker
+from stages.track.roi_align import RoiAlignSpec, separable_roi_align
 
 _IMAGE_HW = (480, 854)
 
@@ -26,20 +29,15 @@ def bench_roi(
     height: Annotated[int, typer.Option(min=1, help="Rows of the large map.")] = 120,
     width: Annotated[int, typer.Option(min=1, help="Columns of the large map.")] = 214,
     channels: Annotated[int, typer.Option(min=1, help="Channels of the large map.")] = 384,
-    tracked: Annotated[int, typer.Option(min=1, help="Boxes a frame that are tracked.")] = 20,
+    tracked: Annotated[int, typer.Option(min=1, help="Tracked boxes per frame.")] = 20,
     frames: Annotated[int, typer.Option(min=3, help="Frames that are tracked.")] = 20,
-    config: Annotated[Path, typer.Option(help="YAML file.")] = CONFIG,
+    config: Annotated[Path, typer.Option(help="YAML file.")] = TRACKING_CONFIG,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config value.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the numbers.")] = None,
 ) -> None:
-    """Seconds for ROIAlign on a large map, and for tracking a frame beside extracting it."""
-    from rich.console import Console
-
-    from pipeline.core.files import write_json_whole
-    from pipeline.flow import load_flow_config
-
+    """Seconds for ROIAlign on a large map, and for tracking a frame compared with extracting it."""
     flow = load_flow_config(config, overrides or [])
     report: dict[str, Any] = {
         "roi_align": {f"{side}x{side}": _roi_align(boxes, (height, width), channels, side) for side in (1, 3, 7)},
@@ -61,10 +59,6 @@ def bench_roi(
 
 def _roi_align(count: int, map_hw: tuple[int, int], channels: int, side: int) -> float:
     """Median seconds for ``count`` random boxes, with corners anywhere on the map."""
-    import torch
-
-    from stages.track.roi_align import RoiAlignSpec, separable_roi_align
-
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(*map_hw, channels, generator=generator).permute(2, 0, 1)
     corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values
@@ -84,14 +78,11 @@ def _median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
 
 def _frame(flow: FlowConfig, tracked: int, count: int) -> dict[str, Any]:
     """Mean seconds of the extract and of the track stage, each run alone on the same frames."""
-    from stages.extract import Extractor
-    from stages.track import Tracker
-
     extractor = Extractor(flow.extract)
     frames, device = _frames(count), extractor.device
     list(extractor(frames[:2]))
     packets, extract_seconds = _timed(extractor, frames, device)
-    # The first pass warms up; the second is a tracker's first sight of the same frames.
+    # The first pass warms up; the second is timed with a new tracker.
     for _ in range(2):
         tracker = Tracker(flow.track, detections=lambda frame: _moving_boxes(frame, tracked))
         _, track_seconds = _timed(tracker, packets, device)
@@ -104,8 +95,7 @@ def _frame(flow: FlowConfig, tracked: int, count: int) -> dict[str, Any]:
 
 
 def _timed(stage: Callable[[Any], Any], items: list[Any], device: torch.device) -> tuple[list[Any], float]:
-    """What comes out of a stage, and its mean seconds an item."""
-    import torch
+    """What comes out of a stage, and its mean seconds per item."""
 
     def now() -> float:
         if device.type == "cuda":
@@ -118,21 +108,13 @@ def _timed(stage: Callable[[Any], Any], items: list[Any], device: torch.device) 
 
 
 def _frames(count: int) -> list[Frame]:
-    import numpy as np
-
-    from pipeline.core.records import Frame
-
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, *_IMAGE_HW, 3), dtype=np.uint8)
     return [Frame(image, index, index / 25) for index, image in enumerate(images)]
 
 
 def _moving_boxes(frame: Frame, count: int) -> Detections:
-    """Boxes from 40 to 200 pixels that move steadily and tremble, a few of them weak."""
-    import numpy as np
-
-    from pipeline.core.records import Detections
-
+    """Boxes from 40 to 200 pixels that move steadily with jitter, a few of them with low scores."""
     fixed = np.random.default_rng(1)
     size = fixed.uniform(40, 200, (count, 2))
     room = np.array(_IMAGE_HW[::-1]) - size

@@ -2,7 +2,7 @@
 
 All get the same detections of the same frames, at the full rate and at lower ones, and are scored as one class
 against the whole ground truth. The package's trackers run with their defaults. BoT-SORT compensates camera motion
-only when it is given frames; both ways are measured, for at a low frame rate the compensation harms it.
+only when it is given frames; both ways are measured, because at a low frame rate the compensation harms it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import supervision as sv
 import typer
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from pipeline.core.records import Detections
-    from pipeline.evaluation.tracking_counts import TrackingScores
-    from pipeline.flow import FlowConfig
-    from pipeline.formats.boxes import BoxTable
-    from pipeline.formats.mot_folders import OpenedSequence
-    from stages.extract import Extractor
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import list_images
+from pipeline.core.options import names_in, numbers_in
+from pipeline.core.records import Detections
+from pipeline.evaluation.box_sequences import TRACKING_CONFIG
+from pipeline.evaluation.score_tables import score_table, write_scores
+from pipeline.evaluation.tracking_counts import TrackingScores, total
+from pipeline.evaluation.tracking_metrics import score
+from pipeline.evaluation.tracking_preprocess import mot_targets
+from pipeline.flow import FlowConfig, load_flow_config, stream
+from pipeline.formats.boxes import BoxTable, from_tracks, to_detections
+from pipeline.formats.image_folder import load_image
+from pipeline.formats.mot import read_table
+from pipeline.formats.mot_folders import OpenedSequence, find_sequences, open_sequence
+from stages.extract import Extractor
 
 OURS = "ours"
 MOTION = "BoT-SORT, camera motion"
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
-COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "IDF1", "FP", "FN", "IDSW", "Frag")
+_COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "IDF1", "FP", "FN", "IDSW", "Frag")
 
 
 def bench_tracking(
@@ -33,7 +43,7 @@ def bench_tracking(
     sequences: Annotated[str, typer.Option(help="Only these, comma separated.")] = "",
     detections: Annotated[Literal["det", "gt"], typer.Option(help="Boxes to track: det.txt or gt.txt.")] = "det",
     steps: Annotated[str, typer.Option("--every", help="Frame steps to measure at, comma separated.")] = "1,5",
-    config: Annotated[Path, typer.Option(help="YAML file for our flow.")] = CONFIG,
+    config: Annotated[Path, typer.Option(help="YAML file for our flow.")] = TRACKING_CONFIG,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config value.")
     ] = None,
@@ -42,28 +52,15 @@ def bench_tracking(
     ] = None,
 ) -> None:
     """Our tracker beside SORT, ByteTrack and BoT-SORT (package trackers) on the same detections."""
-    from rich.console import Console
-
-    from pipeline.commands.track_score import score_table, write_scores
-    from pipeline.core.errors import ConfigError
-    from pipeline.flow import load_flow_config
-    from pipeline.formats.mot_folders import find_sequences, open_sequence
-
-    try:
-        every = [int(step) for step in steps.split(",")]
-    except ValueError:
-        every = [0]
-    if min(every) < 1:
-        raise ConfigError(f"--every {steps}: give whole numbers from 1 on, for example 1,5")
-    names = [name.strip() for name in sequences.split(",") if name.strip()]
-    opened = [open_sequence(s.folder) for s in find_sequences(root, names=names)]
+    every = numbers_in("--every", steps)
+    opened = [open_sequence(s.folder) for s in find_sequences(root, names=names_in(sequences))]
     others = other_trackers()
     flow = load_flow_config(config, overrides or [])
     console, content = Console(), {}
     for step in every:
         results = compare(opened, detections, step, others, flow)
         rows = {name: scores.as_dict() for name, scores in results.items()}
-        console.print(score_table(f"every {step}. frame" if step > 1 else "every frame", rows, COLUMNS))
+        console.print(score_table(f"every {step}. frame" if step > 1 else "every frame", rows, _COLUMNS))
         content[f"every_{step}"] = rows
     if output is not None:
         console.print(f"scores: {write_scores(output, content)}")
@@ -88,7 +85,7 @@ class Task:
     num_frames: int
 
 
-Method = Callable[[Task], "BoxTable"]
+Method = Callable[[Task], BoxTable]
 
 
 def compare(
@@ -99,10 +96,6 @@ def compare(
     flow: FlowConfig,
 ) -> dict[str, TrackingScores]:
     """Scores over all sequences of every tracker, ours last."""
-    from pipeline.evaluation.tracking_counts import total
-    from pipeline.evaluation.tracking_metrics import score
-    from stages.extract import Extractor
-
     extractor = Extractor(flow.extract)
     tasks = [make_task(sequence, detections, step) for sequence in opened]
 
@@ -117,11 +110,7 @@ def compare(
 
 
 def make_task(opened: OpenedSequence, detections: str, step: int) -> Task:
-    """What there is to track and to find in a sequence at one rate; ``detections`` is ``det`` or ``gt``."""
-    from pipeline.evaluation.tracking_preprocess import mot_targets
-    from pipeline.formats.boxes import BoxTable
-    from pipeline.formats.mot import read_table
-
+    """The boxes and the ground truth of a sequence at one rate; ``detections`` is ``det`` or ``gt``."""
     sequence, length = opened.sequence, opened.video.num_frames or 0
     targets, _ = mot_targets(read_table(sequence.gt_path, kind="gt", num_frames=length), BoxTable.empty())
     boxes = targets if detections == "gt" else read_table(sequence.det_path, kind="det", num_frames=length)
@@ -130,9 +119,6 @@ def make_task(opened: OpenedSequence, detections: str, step: int) -> Task:
 
 def _ours(task: Task, flow: FlowConfig, extractor: Extractor) -> BoxTable:
     """Our tracks of one sequence, through the flow with everything off that tracking does not need."""
-    from pipeline.flow import stream
-    from pipeline.formats.boxes import from_tracks, to_detections
-
     video = task.opened.video
     rate = float(video.frame_rate)
     decode = flow.decode.model_copy(update={"every": task.step, "image_frame_rate": rate})
@@ -154,8 +140,6 @@ def other_trackers() -> dict[str, Method]:
     Raises:
         ConfigError: The package is not installed.
     """
-    from pipeline.core.errors import ConfigError
-
     try:
         import trackers
     except ImportError as error:
@@ -177,11 +161,6 @@ def _method(maker: Callable[[], Any], *, with_frames: bool) -> Method:
 
 
 def _run_package_tracker(tracker: Any, task: Task, *, with_frames: bool) -> BoxTable:
-    import numpy as np
-    import supervision as sv
-
-    from pipeline.formats.boxes import from_tracks
-
     frames = _bgr_frames(task) if with_frames else iter([None] * task.num_frames)
     tracks = {}
     for index, (rows, image) in enumerate(zip(task.boxes.by_frame(task.num_frames), frames, strict=True)):
@@ -191,15 +170,12 @@ def _run_package_tracker(tracker: Any, task: Task, *, with_frames: bool) -> BoxT
             class_id=np.zeros(len(rows), int),
         )
         result = tracker.update(found) if image is None else tracker.update(found, image)
-        # The package marks boxes of tracks it is not sure of yet with -1.
+        # The package marks boxes of tentative tracks with -1.
         shown = [(int(i), box) for i, box in zip(result.tracker_id, result.xyxy, strict=True) if i >= 0]
         tracks[index] = shown
     return from_tracks(tracks)
 
 
 def _bgr_frames(task: Task) -> Iterator[Any]:
-    from pipeline.core.files import list_images
-    from pipeline.formats.image_folder import load_image
-
     for path in list_images(task.opened.video.path)[:: task.step]:
         yield load_image(path)[:, :, ::-1].copy()

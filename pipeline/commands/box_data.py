@@ -1,48 +1,21 @@
-"""What ``track-eval`` and ``retrieval`` share: their options' meaning, and a labelled video through the flow."""
+"""What ``track-eval`` and ``retrieval`` share: a labeled video through the flow, and its masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from pipeline.core.records import Detections, Packet
-    from pipeline.evaluation.box_sequences import BoxSequence
-    from pipeline.flow import FlowConfig
-    from stages.extract import Extractor
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
-"""The config both commands use unless they are given another."""
-
-
-def names_in(text: str) -> list[str]:
-    """The names in a comma-separated option.
-
-    >>> names_in("park, river,")
-    ['park', 'river']
-    """
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers_in(option: str, text: str) -> list[int]:
-    """The positive whole numbers in a comma-separated option, sorted, once each.
-
-    Raises:
-        ConfigError: There is none, or something else.
-    """
-    from pipeline.core.errors import ConfigError
-
-    try:
-        numbers = sorted({int(part) for part in names_in(text)})
-    except ValueError:
-        numbers = []
-    if not numbers or numbers[0] < 1:
-        raise ConfigError(f"{option} {text}: give whole numbers from 1 on, for example 1,10,30")
-    return numbers
+from pipeline.core.errors import MaskError
+from pipeline.core.records import Detections, Packet
+from pipeline.evaluation.box_sequences import BoxSequence
+from pipeline.flow import FlowConfig, stream
+from pipeline.formats.masks import load_masks
+from stages.extract import Extractor
 
 
 def only(flow: FlowConfig, stages: Sequence[str], decode: Mapping[str, Any]) -> FlowConfig:
@@ -66,11 +39,7 @@ def packets_of(
     masks: Mapping[int, npt.NDArray[np.uint8]] | None = None,
     keep_features: bool = False,
 ) -> Iterator[Packet]:
-    """A labelled video through the flow, with a progress bar on stderr."""
-    from tqdm import tqdm
-
-    from pipeline.flow import stream
-
+    """A labeled video through the flow, with a progress bar on stderr."""
     video = sequence.video
     config = only(flow, stages, {"every": every, "image_frame_rate": float(video.frame_rate)})
     packets = stream(
@@ -91,9 +60,6 @@ def masks_of(folder: Path | None, sequence: BoxSequence, frames: str) -> dict[in
     Raises:
         MaskError: There are none, or they do not fit.
     """
-    from pipeline.core.errors import MaskError
-    from pipeline.formats.masks import load_masks
-
     if folder is None:
         return None
     for path in (folder / sequence.name / "masks", folder / sequence.name):

@@ -8,21 +8,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
 
+from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
+from pipeline.core.config import load_config, parse_overrides
 from pipeline.core.files import write_json_whole
+from pipeline.core.options import names_in
+from pipeline.core.presets import load_preset
+from pipeline.evaluation.davis import score_results
+from pipeline.flow import FlowConfig
+from pipeline.formats.davis import DavisSequence, open_davis
+from pipeline.run_record import versions
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "davis.yaml"
 
 
 class DavisYear(StrEnum):
-    """Which year's task: 2016 has one object a sequence, 2017 several."""
+    """Which year's task: 2016 has one object per sequence, 2017 several."""
 
     single = "2016"
     multiple = "2017"
 
 
 Root = Annotated[Path, typer.Option(help="Folder with JPEGImages, Annotations and ImageSets.")]
-YearOption = Annotated[DavisYear, typer.Option(help="2016: one object a sequence; 2017: several.")]
+YearOption = Annotated[DavisYear, typer.Option(help="2016: one object per sequence; 2017: several.")]
 Split = Annotated[str, typer.Option(help="List under ImageSets/YEAR.")]
 Sequences = Annotated[str | None, typer.Option(help="Names separated by commas, instead of a split.")]
 
@@ -42,15 +53,8 @@ def davis(
 ) -> None:
     """Carry DAVIS first masks through their sequences, write the masks and score them.
 
-    A run that was interrupted goes on behind the last finished sequence.
+    A run that was interrupted goes on after the last finished sequence.
     """
-    from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
-    from pipeline.core.config import load_config, parse_overrides
-    from pipeline.core.presets import load_preset
-    from pipeline.evaluation.davis import score_results
-    from pipeline.flow import FlowConfig
-    from pipeline.run_record import versions
-
     flow = load_config(
         FlowConfig, load_preset(config, preset), parse_overrides(overrides or []), origin=str(config)
     )
@@ -82,9 +86,6 @@ def davis_score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the scores.")] = None,
 ) -> None:
     """Score a folder of index masks by the official rules: J and F, mean, recall and decay."""
-    from pipeline.core.files import write_json_whole
-    from pipeline.evaluation.davis import score_results
-
     report = score_results(_open(root, year, split, sequences), results)
     report["year"] = year.value
     if output is not None:
@@ -95,19 +96,15 @@ def davis_score(
         _say(f"wrote {output}")
 
 
-def _open(root: Path, year: DavisYear, split: str, sequences: str | None) -> Any:
-    from pipeline.formats.davis import open_davis
-
-    names = [name.strip() for name in sequences.split(",") if name.strip()] if sequences else None
+def _open(root: Path, year: DavisYear, split: str, sequences: str | None) -> list[DavisSequence]:
+    names = names_in(sequences) if sequences else None
     return open_davis(root, year.value, split=split, sequences=names)
 
 
 class _Progress:
-    """A bar over the frames of all sequences, named after the one at work."""
+    """A progress bar over the frames of all sequences, named after the current one."""
 
     def __init__(self, total: int) -> None:
-        from tqdm import tqdm
-
         self._bar = tqdm(total=total, unit="frame", file=sys.stderr, mininterval=0.5)
 
     def __call__(self, name: str, frames: int) -> None:
@@ -122,9 +119,6 @@ class _Progress:
 
 
 def _show(report: dict[str, Any], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left")
     table.add_column("sequence")
     columns = [f"{measure} {name}" for measure in "JF" for name in ("mean", "recall", "decay")]
@@ -137,7 +131,7 @@ def _show(report: dict[str, Any], title: str) -> None:
     frames, objects = (str(sum(scores[key] for scores in total)) for key in ("frames", "objects"))
     table.add_row("all", frames, objects, *_numbers(report["global"]))
     console = Console()
-    # Into a file or a pipe, where rich assumes 80 columns, nothing may be cut off.
+    # rich assumes 80 columns for a file or a pipe and would cut the table off.
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
@@ -160,6 +154,4 @@ def _show_timing(timing: dict[str, Any], records: dict[str, dict[str, Any]], pat
 
 
 def _say(line: str) -> None:
-    from rich.console import Console
-
     Console().print(line, markup=False, highlight=False, soft_wrap=True)

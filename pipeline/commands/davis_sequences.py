@@ -1,7 +1,7 @@
 """Running the flow over DAVIS sequences and writing index masks in the official layout.
 
-A sequence's masks are written in a hidden folder and moved to their place when all are there, together with a
-record of the config they were made with: a run that was interrupted goes on behind the last whole sequence.
+The masks of a sequence are written to a hidden folder and moved to their place when all are there, together with a
+record of the config they were made with: a run that was interrupted goes on after the last complete sequence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FPS_SCOPE = (
 
 
 def davis_config(config: FlowConfig) -> FlowConfig:
-    """The config with the stages off that DAVIS has no use for, and only masks written."""
+    """The config with the stages switched off that DAVIS does not need, and only masks written."""
     unused = ("cosegment", "track", "annotate")
     off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in unused}
     write = config.write.model_copy(
@@ -53,23 +53,23 @@ def run_sequences(
     overwrite: bool = False,
     progress: Callable[[str, int], None] = lambda name, frames: None,
 ) -> dict[str, dict[str, Any]]:
-    """Propagate the first masks of the sequences; finished ones of the same config are taken as they are.
+    """Propagate the first masks of the sequences; finished ones of the same config are kept.
 
     Args:
         sequences: What to run.
         config: From :func:`davis_config`.
         output: Gets ``<sequence>/00000.png`` and so on.
-        overwrite: Do sequences again that are there already.
-        progress: Called with the sequence's name and 1 for every frame done, or the number of frames skipped.
+        overwrite: Run sequences again that are finished.
+        progress: Called with the sequence's name and 1 per finished frame, or the number of frames skipped.
 
     Returns:
-        A record a sequence: frames, seconds, stages, confidence, warnings, and ``resumed``.
+        A record per sequence: frames, seconds, stages, confidence, warnings, and ``resumed``.
 
     Raises:
-        OutputError: A sequence is there already, but not from this config.
+        OutputError: A sequence is finished already, but with another config.
     """
     key = fingerprint(config)
-    # All are looked at before any is run, so that a folder of another config fails at once.
+    # All are checked before any is run, so that a folder of another config fails at once.
     done = {s.name: finished_record(s, output, key, overwrite=overwrite) for s in sequences}
     records: dict[str, dict[str, Any]] = {}
     extractor: Extractor | None = None
@@ -90,10 +90,10 @@ def run_sequences(
 def finished_record(
     sequence: DavisSequence, output: Path, key: str, *, overwrite: bool = False
 ) -> dict[str, Any] | None:
-    """The record of a sequence that is finished and whole, None where it has to be run.
+    """The record of a finished and complete sequence, None if it has to be run.
 
     Raises:
-        OutputError: Its masks are there, but from another config or without a record.
+        OutputError: It has masks of another config or without a record.
     """
     folder = output / sequence.name
     if overwrite or not folder.is_dir():

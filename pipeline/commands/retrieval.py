@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from pipeline.commands.box_data import CONFIG, masks_of, names_in, numbers_in, packets_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from pipeline.core.records import Detections, Packet
-    from pipeline.evaluation.box_sequences import BoxSequence
-    from pipeline.evaluation.retrieval import FrameObjects, GapCounts
-    from pipeline.flow import FlowConfig
-    from stages.extract import Extractor
-    from stages.track import RoiConfig
+from pipeline.commands.box_data import masks_of, packets_of
+from pipeline.core.errors import ConfigError, LabelFileError
+from pipeline.core.files import write_text_whole
+from pipeline.core.options import names_in, numbers_in
+from pipeline.core.records import Detections, Packet
+from pipeline.evaluation.box_sequences import TRACKING_CONFIG, BoxSequence, load_sequences
+from pipeline.evaluation.retrieval import FrameObjects, GapCounts, RetrievalScore
+from pipeline.evaluation.track_plots import draw_gaps, write_gaps
+from pipeline.flow import FlowConfig, load_flow_config
+from stages.extract import Extractor
+from stages.track import RoiConfig
+from stages.track.descriptors import describe_boxes
 
 WEIGHTINGS = ("none", "saliency", "mask")
 
@@ -46,17 +52,14 @@ def retrieval(
         float, typer.Option(min=0, max=1, help="Leave out objects that are less visible, where the data says.")
     ] = 0.05,
     classes: Annotated[str, typer.Option(help="Only these classes, comma separated.")] = "",
-    config: Annotated[Path, typer.Option(help="YAML file; extract.facets are what is compared.")] = CONFIG,
+    config: Annotated[
+        Path, typer.Option(help="YAML file; extract.facets are what is compared.")
+    ] = TRACKING_CONFIG,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config value.")
     ] = None,
 ) -> None:
     """Find every object again after a gap of frames: instance and category accuracy, table and curves."""
-    from pipeline.evaluation.box_sequences import load_sequences
-    from pipeline.evaluation.retrieval import RetrievalScore
-    from pipeline.flow import load_flow_config
-    from stages.extract import Extractor
-
     flow = load_flow_config(config, overrides or [])
     lengths = numbers_in("--gaps", gaps)
     kinds = _kinds(flow, numbers_in("--bins", bins), names_in(weighting), has_masks=masks is not None)
@@ -85,8 +88,6 @@ class Kind:
 
 def _kinds(flow: FlowConfig, bins: Sequence[int], weightings: Sequence[str], *, has_masks: bool) -> list[Kind]:
     """Every facet of the config with every side and weighting asked for."""
-    from pipeline.core.errors import ConfigError
-
     wrong = [name for name in weightings if name not in WEIGHTINGS]
     if wrong or not weightings:
         raise ConfigError(f"--weighting {','.join(weightings)}: choose from {', '.join(WEIGHTINGS)}")
@@ -104,8 +105,6 @@ def _kinds(flow: FlowConfig, bins: Sequence[int], weightings: Sequence[str], *, 
 
 
 def _check(videos: Sequence[BoxSequence]) -> None:
-    from pipeline.core.errors import LabelFileError
-
     for video in videos:
         if not len(video.targets):
             raise LabelFileError(f"{video.name}: has no ground truth, and retrieval needs identities")
@@ -140,10 +139,6 @@ class _Video:
 
     def _objects(self) -> Any:
         """A function that gives the boxes and identities of a frame."""
-        import numpy as np
-
-        from pipeline.core.records import Detections
-
         targets = self.video.targets
         targets = targets.select(targets.visibility >= self.min_visibility)
         rows = targets.by_frame(self.video.num_frames)
@@ -167,11 +162,6 @@ class _Video:
 
 
 def _describe(packet: Packet, found: Detections, ids: npt.NDArray[np.int64], kind: Kind) -> FrameObjects:
-    import numpy as np
-
-    from pipeline.evaluation.retrieval import FrameObjects
-    from stages.track.stage import describe_boxes
-
     assert packet.features is not None
     pooled = describe_boxes(packet.features, packet.labels, found, kind.roi, kind.facet)
     flat = pooled.reshape(len(found), int(np.prod(pooled.shape[1:])))
@@ -186,13 +176,6 @@ def _report(
     flow: FlowConfig,
 ) -> None:
     """Print the table; write JSON, CSV and PNG."""
-    import json
-
-    from rich.console import Console
-
-    from pipeline.core.files import write_text_whole
-    from pipeline.evaluation.track_plots import draw_gaps, write_gaps
-
     console = Console()
     console.print(_table(curves, seconds))
     content = {
@@ -226,9 +209,6 @@ def _numbers(counts: GapCounts) -> Iterator[tuple[str, float | int | None]]:
 
 def _table(curves: dict[str, dict[int, GapCounts]], seconds: float) -> Any:
     """Instance accuracy and category accuracy, a row a kind of features, a column a gap."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     table = Table(title="instance / category accuracy by gap in frames", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("features", no_wrap=True)
     first = next(iter(curves.values()))

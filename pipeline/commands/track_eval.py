@@ -1,23 +1,29 @@
-"""``track-eval``: the tracker on labelled videos, its results on disk, scored and drawn."""
+"""``track-eval``: the tracker on labeled videos, its results on disk, scored and drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
-from pipeline.commands.box_data import CONFIG, names_in, packets_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipeline.evaluation.box_sequences import BoxSequence
-    from pipeline.flow import FlowConfig
-    from pipeline.formats.boxes import BoxTable
-    from stages.extract import Extractor
+from pipeline.commands.box_data import packets_of
+from pipeline.core.options import names_in
+from pipeline.evaluation.box_sequences import TRACKING_CONFIG, BoxSequence, load_sequences
+from pipeline.evaluation.score_tables import COLUMNS, OFFICIAL_COLUMNS, score_table, write_scores
+from pipeline.evaluation.track_plots import draw_timeline
+from pipeline.evaluation.track_scoring import BddScores, MotScores, rules_for
+from pipeline.evaluation.tracking_counts import total
+from pipeline.evaluation.tracking_metrics import score
+from pipeline.evaluation.tracking_metrics_bdd import official_scores
+from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, bdd_targets, mot_targets
+from pipeline.flow import FlowConfig, load_flow_config
+from pipeline.formats import bdd, mot
+from pipeline.formats.boxes import BoxTable
+from stages.extract import Extractor
 
 BenchmarkChoice = Literal["auto", "plain", "MOT15", "MOT16", "MOT17", "MOT20"]
 
@@ -31,7 +37,7 @@ def track_eval(
     detections: Annotated[
         str, typer.Option(help="det (the data's own), gt (ground truth), a file, or a folder of NAME.txt|json.")
     ] = "det",
-    config: Annotated[Path, typer.Option(help="YAML file.")] = CONFIG,
+    config: Annotated[Path, typer.Option(help="YAML file.")] = TRACKING_CONFIG,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config value.")
     ] = None,
@@ -41,13 +47,7 @@ def track_eval(
         BenchmarkChoice, typer.Option(help="Whose rules for classes (MOT); auto goes by the names.")
     ] = "auto",
 ) -> None:
-    """Track labelled videos (MOTChallenge, BDD100K) and score the tracks: HOTA, CLEAR, IDF1, timelines."""
-    from rich.console import Console
-
-    from pipeline.evaluation.box_sequences import load_sequences
-    from pipeline.flow import load_flow_config
-    from stages.extract import Extractor
-
+    """Track labeled videos (MOTChallenge, BDD100K) and score the tracks: HOTA, CLEAR, IDF1, timelines."""
     console, wanted = Console(), names_in(classes)
     flow = load_flow_config(config, overrides or [])
     videos = load_sequences(data_format, root, split=split, names=names_in(sequences), classes=wanted)
@@ -83,8 +83,6 @@ class Tracked:
 
 def _track(video: BoxSequence, found: Any, request: Request, extractor: Extractor) -> Tracked:
     """Track one video and write its results and timeline."""
-    from pipeline.formats.boxes import BoxTable
-
     rows: list[tuple[int, Any]] = []
     packets = packets_of(video, request.flow, extractor, stages=("track",), every=request.every, detections=found)
     for packet in packets:
@@ -102,9 +100,6 @@ def _track(video: BoxSequence, found: Any, request: Request, extractor: Extracto
 
 
 def _write(result: Tracked, request: Request) -> None:
-    from pipeline.evaluation.track_plots import draw_timeline
-    from pipeline.formats import bdd, mot
-
     video, folder = result.video, request.output / "results"
     if video.bdd is None:
         mot.write_table(folder / f"{video.name}.txt", result.tracks, kind="results")
@@ -127,8 +122,6 @@ def _report(
     benchmark: BenchmarkChoice,
 ) -> None:
     """Score, print and write the scores."""
-    from pipeline.commands.track_score import write_scores
-
     console.print(f"results: {request.output / 'results'}", markup=False, highlight=False)
     without = [result.video.name for result in results if not len(result.video.targets)]
     if without:
@@ -152,11 +145,6 @@ def _score_mot(
     classes: Sequence[str],
     benchmark: BenchmarkChoice,
 ) -> dict[str, Any]:
-    from pipeline.commands.track_score import COLUMNS, score_table
-    from pipeline.evaluation.track_scoring import MotScores, rules_for
-    from pipeline.evaluation.tracking_metrics import score
-    from pipeline.evaluation.tracking_preprocess import mot_targets
-
     rules, scores = {}, {}
     for result in results:
         name = result.video.name
@@ -175,21 +163,12 @@ def _score_mot(
 
 def _without_categories(table: BoxTable) -> BoxTable:
     """As a results file holds them: MOTChallenge's rules tell a track's class by what it overlaps."""
-    from dataclasses import replace
-
     return replace(table, categories=("",) * len(table))
 
 
 def _score_bdd(
     console: Console, results: Sequence[Tracked], request: Request, classes: Sequence[str]
 ) -> dict[str, Any]:
-    from pipeline.commands.track_score import COLUMNS, OFFICIAL_COLUMNS, score_table
-    from pipeline.evaluation.track_scoring import BddScores
-    from pipeline.evaluation.tracking_counts import total
-    from pipeline.evaluation.tracking_metrics import score
-    from pipeline.evaluation.tracking_metrics_bdd import official_scores
-    from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, bdd_targets
-
     wanted = tuple(classes) or BDD_CLASSES
     tables = {
         result.video.name: (

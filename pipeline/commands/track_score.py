@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-COLUMNS = ("HOTA", "DetA", "AssA", "MOTA", "IDF1", "FP", "FN", "IDSW", "MT", "ML", "Frag")
-OFFICIAL_COLUMNS = ("MOTA", "IDF1", "MOTP", "FP", "FN", "IDSw", "MT", "PT", "ML", "FM")
+from pipeline.core.options import names_in
+from pipeline.evaluation.score_tables import COLUMNS, OFFICIAL_COLUMNS, score_table, write_scores
+from pipeline.evaluation.track_scoring import score_bdd, score_mot
 
 
 def track_score(
@@ -31,10 +27,8 @@ def track_score(
     ] = None,
 ) -> None:
     """Score tracking results: HOTA, CLEAR and IDF1, with the rules of MOTChallenge or BDD100K."""
-    from pipeline.evaluation.track_scoring import score_bdd, score_mot
-
     console = Console()
-    names = [name.strip() for name in classes.split(",") if name.strip()]
+    names = names_in(classes)
     if data_format == "bdd":
         bdd = score_bdd(gt, results, classes=names)
         content = bdd.as_dict()
@@ -48,27 +42,3 @@ def track_score(
         console.print(score_table("MOTChallenge", rows, COLUMNS))
     if output is not None:
         console.print(f"scores: {write_scores(output, content)}")
-
-
-def score_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> Table:
-    """Scores as a table: ratios in percent with one decimal, counts whole."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, row in rows.items():
-        values = (row[column] for column in columns)
-        style = "bold" if name in ("COMBINED", "OVERALL") else None
-        table.add_row(name, *(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values), style=style)
-    return table
-
-
-def write_scores(output: Path, content: Mapping[str, Any]) -> Path:
-    """Write scores as JSON to a file, or to ``scores.json`` in a folder; returns where."""
-    import json
-
-    from pipeline.core.files import write_text_whole
-
-    path = output if output.suffix.lower() == ".json" else output / "scores.json"
-    write_text_whole(path, json.dumps(content, indent=2) + "\n")
-    return path

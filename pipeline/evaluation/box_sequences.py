@@ -26,6 +26,9 @@ from pipeline.formats.mot_folders import MotSequence, find_sequences, open_seque
 
 DataFormat = Literal["mot", "bdd"]
 
+TRACKING_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
+"""The config for measurements on labeled boxes."""
+
 
 @dataclass(frozen=True, slots=True)
 class BoxSequence:
@@ -58,9 +61,8 @@ class BoxSequence:
         """Boxes to track by frame index, and warnings about them.
 
         Args:
-            source: ``gt`` for the ground truth, ``det`` for the detections that come with the data, or the path
-            of a
-                file, or of a folder with ``NAME.txt`` or ``NAME.json``.
+            source: ``gt`` for the ground truth, ``det`` for the detections that come with the data, or the path of
+                a file, or of a folder with ``NAME.txt`` or ``NAME.json``.
 
         Raises:
             LabelFileError: There are none, or the file does not fit the video.

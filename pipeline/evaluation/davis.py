@@ -1,7 +1,7 @@
 """Scoring a folder of index masks against DAVIS: the semi-supervised protocol of 2016 and of 2017.
 
-The first frame is given and the last one is left out, as in the official toolkits. 2016: one merged object a
-sequence, averages over sequences. 2017: object i of the result against object i of the truth, averages over
+The first frame is given and the last one is left out, as in the official toolkits. 2016: one merged object
+per sequence, averages over sequences. 2017: object i of the result against object i of the truth, averages over
 all objects of all sequences; void pixels of the truth count as background.
 """
 
@@ -29,7 +29,7 @@ def score_results(sequences: Sequence[DavisSequence], results: Path) -> dict[str
 
     Returns:
         ``{"sequences": {name: {"J": {mean, recall, decay}, "F": ..., "frames": n, "objects": k}}, "global":
-        {"J": ..., "F": ..., "J&F": x}}``; with more than one object a sequence also has ``"per_object"``.
+        {"J": ..., "F": ..., "J&F": x}}``; with more than one object, a sequence also has ``"per_object"``.
 
     Raises:
         MaskError: Results lack frames or have another size, or more objects than the truth.
@@ -77,7 +77,7 @@ def score_sequence(sequence: DavisSequence, results: Path) -> dict[int, ObjectSt
             "the last, so at least 3 are needed"
         )
     num_objects = max(object_ids(sequence.first_mask()))
-    with ThreadPoolExecutor(max_workers=2) as pool:  # OpenCV and Pillow let go of the interpreter lock
+    with ThreadPoolExecutor(max_workers=2) as pool:  # OpenCV and Pillow release the interpreter lock
         frames = list(pool.map(lambda name: _score_frame(sequence, results, name, num_objects), names))
     values = np.array(frames)
     return {k + 1: (statistics(values[:, k, 0]), statistics(values[:, k, 1])) for k in range(num_objects)}

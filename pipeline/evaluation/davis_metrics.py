@@ -54,9 +54,9 @@ def region_similarity(prediction: BoolMask, truth: BoolMask, void: BoolMask | No
 
 
 def boundary_map(mask: BoolMask) -> BoolMask:
-    """The boundary pixels of a mask: those that differ from their right, lower or lower right neighbour.
+    """The boundary pixels of a mask: those that differ from their right, lower or lower right neighbor.
 
-    Pixels of the last row have only a right neighbour, those of the last column only a lower one, the corner
+    Pixels of the last row have only a right neighbor, those of the last column only a lower one, the corner
     pixel none: an object that touches the lower or right border has no boundary along it.
 
     >>> boundary_map(np.array([[0, 1, 1], [0, 1, 1]], bool)).astype(int).tolist()

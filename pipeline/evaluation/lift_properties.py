@@ -1,4 +1,4 @@
-"""What is measured of a LiFT besides tasks: agreement across scales (CKA), self-similarity, size and cost.
+"""Properties of a LiFT besides its tasks: agreement across scales (CKA), self-similarity, size and cost.
 
 Suri et al., LiFT, ECCV 2024, section 5: lifted features of a small image are closer to the features of the large
 one, and their self-similarity maps follow the objects' outlines. Linear CKA: Kornblith et al., Similarity of

@@ -37,7 +37,7 @@ def read_voc_boxes(path: Path, *, difficult: bool = True) -> list[Box]:
         difficult: Keep objects marked difficult, as CorLoc is usually computed.
 
     Raises:
-        LabelFileError: The file is missing, is no XML, or an object has no box.
+        LabelFileError: The file is missing, is not XML, or an object has no box.
     """
     try:
         root = ElementTree.parse(path).getroot()

@@ -1,7 +1,7 @@
-"""How good parts and foreground are: J_m and P_m of co-segmentation, and whether parts stay parts in time.
+"""Quality of parts and foreground: J_m and P_m of co-segmentation, and the consistency of parts over time.
 
 Amir et al. 2021, section 5.2, report J_m (intersection over union of the foreground) and P_m ("precision"), which
-in the co-segmentation literature is the share of all pixels labelled right.
+in the co-segmentation literature is the share of all pixels labeled right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CONSISTENT_PX = 1.0
 
 
 def pixel_precision(prediction: BoolMask, truth: BoolMask) -> float:
-    """Share of all pixels labelled right, foreground and background alike.
+    """Share of all pixels labeled right, foreground and background alike.
 
     >>> pixel_precision(np.array([True, True, False, False]), np.array([True, False, False, False]))
     0.75
@@ -70,7 +70,7 @@ def part_consistency(
     parts: tuple[IndexMask, IndexMask],
     inside: BoolMask,
 ) -> Consistency:
-    """Whether parts stay on what they were on, from one frame to the next.
+    """Share of pixels that keep their part from one frame to the next, followed by optical flow.
 
     The flow is DIS (Kroeger et al. 2016) in both directions. A pixel is followed when going there and back ends
     within a pixel of the start.

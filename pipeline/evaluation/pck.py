@@ -68,7 +68,7 @@ def mean_over_categories(
 def transfer_points(source: Tensor, target: Tensor, points: Tensor, size_px: int) -> Tensor:
     """Where key points of one square image are in another, by LiFT's protocol.
 
-    Descriptors are L2-normalised, interpolated to every pixel (not normalised again), and the pixel of the target
+    Descriptors are L2-normalized, interpolated to every pixel (not normalized again), and the pixel of the target
     with the largest dot product wins.
 
     Args:

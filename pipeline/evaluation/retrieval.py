@@ -1,4 +1,4 @@
-"""Instance retrieval across a gap of frames: how well features tell which object is which.
+"""Instance retrieval across a gap of frames: how well features tell objects apart.
 
 Paper: Analyzing Local Representations of Self-supervised Vision Transformers, 2024, the section on object
 retrieval. For every object of frame ``t`` the nearest object descriptor of frame ``t + gap`` is looked up.
@@ -6,7 +6,7 @@ Instance accuracy is the share that is the same object, category accuracy the sh
 
 What the paper leaves open, and what is done here: queries look forward in time; a query whose object is absent
 from the later frame cannot be answered, so it is left out of the instance accuracy (``instance_all`` counts it
-as wrong) and kept in the category accuracy; a later frame without any object answers nothing and asks nothing;
+as wrong) and kept in the category accuracy; a later frame without any object is skipped;
 the distance is Euclidean, cosine on request. Accuracies are pooled over all queries of all videos.
 """
 
@@ -87,7 +87,7 @@ class RetrievalScore:
     Attributes:
         gaps: In frames, positive.
         metric: The distance.
-        counts: One a gap.
+        counts: One per gap.
     """
 
     gaps: Sequence[int]

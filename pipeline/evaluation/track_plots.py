@@ -1,4 +1,4 @@
-"""Plots of tracking and retrieval: who was tracked as whom over time, and accuracy against the gap."""
+"""Plots of tracking and retrieval: which track covers each identity over time, and accuracy against the gap."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def timeline_matches(gt: BoxTable, tracks: BoxTable, num_frames: int) -> npt.NDA
 
 
 def draw_timeline(path: Path, title: str, gt: BoxTable, tracks: BoxTable, num_frames: int, seconds: float) -> None:
-    """One row an identity: the track that covers it in its colour, grey where it was missed, a line at a switch.
+    """One row per identity: the track that covers it in its color, gray where it was missed, a line at a switch.
 
     Args:
         path: The PNG.
@@ -98,7 +98,7 @@ def _runs(found: npt.NDArray[np.int64]) -> list[tuple[int, int, bool]]:
 
 
 def draw_gaps(path: Path, title: str, curves: Mapping[str, Mapping[int, GapCounts]], seconds: float) -> None:
-    """Instance and category accuracy against the gap, one line a kind of features.
+    """Instance and category accuracy against the gap, one line per kind of features.
 
     Args:
         path: The PNG.
@@ -126,7 +126,7 @@ def draw_gaps(path: Path, title: str, curves: Mapping[str, Mapping[int, GapCount
 
 
 def write_gaps(path: Path, curves: Mapping[str, Mapping[int, GapCounts]], seconds: float) -> None:
-    """The curves as CSV, one row a kind of features and gap."""
+    """The curves as CSV, one row per kind of features and gap."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(

@@ -55,7 +55,7 @@ class BddScores:
     """Scores of BDD100K results, the official ones and, for HOTA, TrackEval's.
 
     Attributes:
-        official: By py-motmetrics' rules and one pixel more of width and height.
+        official: By py-motmetrics' rules with widths and heights one pixel larger.
         classes: By TrackEval's rules, every class on its own.
         warnings: What the user should know, one line each.
     """
@@ -80,7 +80,7 @@ def score_mot(
         gt: A ``gt.txt``, a sequence folder, a folder of sequences, or a folder of ``NAME.txt``.
         results: A results file, or a folder that holds one for every sequence: ``NAME.txt``, ``data/NAME.txt`` or
             ``NAME/tracks.txt`` (MOT17's detector suffix may be left out).
-        benchmark: Whose rules; ``auto`` tells MOT16, MOT17 and MOT20 by the sequence's name, all others are plain.
+        benchmark: Whose rules; ``auto`` detects MOT16, MOT17 and MOT20 from the name, all others are plain.
         classes: Only these classes, with plain rules.
 
     Raises:
@@ -142,8 +142,8 @@ def rules_for(name: str, benchmark: BenchmarkChoice, classes: Sequence[str]) -> 
     """Whose rules a sequence is scored by, from the choice and its name."""
     rules: Benchmark = cast(Benchmark, benchmark)
     if benchmark == "auto":
-        told = name[:5].upper()
-        rules = cast(Benchmark, told) if told in ("MOT16", "MOT17", "MOT20") and not classes else "plain"
+        prefix = name[:5].upper()
+        rules = cast(Benchmark, prefix) if prefix in ("MOT16", "MOT17", "MOT20") and not classes else "plain"
     if classes and rules != "plain":
         raise LabelFileError(f"--classes is for plain rules; {rules} scores what its own rules say")
     return rules

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Localisation thresholds over which HOTA is averaged.
+#: Localization thresholds over which HOTA is averaged.
 HOTA_ALPHAS: FloatArray = np.linspace(0.05, 0.95, 19, dtype=np.float64)
 
 
@@ -154,7 +154,7 @@ class Hota(Counts):
 
     @property
     def loc_a(self) -> float:
-        """Mean localisation accuracy; 1 where nothing was matched."""
+        """Mean localization accuracy; 1 where nothing was matched."""
         return float((np.maximum(1e-10, self.iou_sum) / np.maximum(1e-10, self.tp)).mean())
 
 

@@ -39,9 +39,9 @@ class Pairing:
     """Ground truth and tracks of one sequence, frame by frame, with their similarities.
 
     Attributes:
-        gt_ids: One int64 ``(G_t,)`` a frame, numbered 0 .. num_gt_ids - 1, unique in a frame.
-        track_ids: One int64 ``(T_t,)`` a frame, numbered 0 .. num_track_ids - 1, unique in a frame.
-        similarity: One float64 ``(G_t, T_t)`` a frame, in [0, 1].
+        gt_ids: One int64 ``(G_t,)`` per frame, numbered 0 .. num_gt_ids - 1, unique in a frame.
+        track_ids: One int64 ``(T_t,)`` per frame, numbered 0 .. num_track_ids - 1, unique in a frame.
+        similarity: One float64 ``(G_t, T_t)`` per frame, in [0, 1].
         num_gt_ids: Number of ground-truth identities.
         num_track_ids: Number of tracks.
     """
@@ -64,7 +64,7 @@ class Pairing:
 
 
 def pair(gt: BoxTable, tracks: BoxTable, num_frames: int | None = None, *, pixel_extent: float = 0.0) -> Pairing:
-    """Lay two tables side by side, frame by frame, with the IoU of every pair.
+    """Pair two tables frame by frame, with the IoU of every pair of boxes.
 
     Args:
         gt: Ground truth, every row a target (filter ignored boxes first).

@@ -49,7 +49,7 @@ class OfficialCounts(Counts):
         mostly_tracked: Objects found in at least 80 % of their frames.
         partly_tracked: In 20 to 80 %.
         mostly_lost: In less than 20 %.
-        fragmentations: Gaps in objects' being found.
+        fragmentations: Gaps while an object is tracked.
         iou_sum: Sum of IoU over the hits.
         identity: IDF1's counts.
     """
@@ -86,7 +86,7 @@ class OfficialCounts(Counts):
         return 2 * self.identity.idtp / boxes if boxes else math.nan
 
     def as_dict(self) -> dict[str, float | int]:
-        """Ratios in percent and counts by their official names; a ratio that is no number is 0, as officially."""
+        """Ratios in percent and counts by their official names; a ratio that is not a number is 0, as there."""
         return {
             "MOTA": 100 * _finite(self.mota),
             "IDF1": 100 * _finite(self.idf1),

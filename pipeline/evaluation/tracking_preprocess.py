@@ -1,12 +1,12 @@
-"""What is evaluated: which ground truth counts, and which tracks are taken out before scoring.
+"""What is evaluated: which ground truth counts, and which tracks are removed before scoring.
 
 MOT16, MOT17, MOT20 (Milan et al. 2016, https://arxiv.org/abs/1603.00831, section 5.1, as TrackEval does it): in
 every frame all ground truth of any class and flag is matched to the tracks at IoU 0.5; tracks matched to a
 distractor class are deleted; then only pedestrians with flag 1 are left as targets. Tracks on cars stay false
-positives. MOT15 knows no classes: flag 1 is a target.
+positives. MOT15 has no classes: flag 1 is a target.
 
 BDD100K (Yu et al. 2020, https://arxiv.org/abs/1805.04687, and its official configuration): eight classes, each
-scored alone. Crowds and distractors are no targets; tracks that match no target and lie in one of them with more
+scored alone. Crowds and distractors are not targets; tracks that match no target and lie in one of them with more
 than half of their own area are deleted.
 """
 
@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 Matcher = Callable[[FloatArray], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 PEDESTRIAN = "1"
-#: Person on a vehicle, static person, distractor, reflection; MOT20 adds non-motorised vehicles.
+#: Person on a vehicle, static person, distractor, reflection; MOT20 adds non-motorized vehicles.
 DISTRACTORS: Mapping[Benchmark, frozenset[str]] = {
     "MOT16": frozenset({"2", "7", "8", "12"}),
     "MOT17": frozenset({"2", "7", "8", "12"}),
@@ -71,10 +71,10 @@ def mot_targets(
         tracks: All results of it.
         benchmark: Whose rules; ``plain`` (any data set of that format) and MOT15 take all flagged boxes.
         classes: With ``plain``, only these classes are targets; tracks that match a box of another class are
-            taken out first, for results seldom say a class.
+            removed first, because results seldom name a class.
 
     Raises:
-        LabelFileError: The benchmark needs classes and the ground truth has none, or a track is no pedestrian.
+        LabelFileError: The benchmark needs classes and the ground truth has none, or a track is not a pedestrian.
     """
     distractors: Collection[str] = DISTRACTORS.get(benchmark, ())
     wanted: Collection[str] = (PEDESTRIAN,) if distractors else classes

@@ -1,5 +1,6 @@
 """Annotate: draws what the other stages found onto the frame."""
 
-from stages.annotate.stage import AnnotateConfig, Annotator
+from stages.annotate.config import AnnotateConfig
+from stages.annotate.stage import Annotator
 
 __all__ = ["AnnotateConfig", "Annotator"]

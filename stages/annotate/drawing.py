@@ -1,4 +1,4 @@
-"""Pure drawing on RGB frames: colours by id, tinted regions, outlines. Boxes and text are supervision's."""
+"""Pure drawing on RGB frames: colors by id, tinted regions, outlines. Boxes and text are supervision's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy.typing as npt
 Image = npt.NDArray[np.uint8]
 
 
-def tint(image: Image, index_mask: Image, colours: Image, opacity: float) -> Image:
-    """Blend the colour of each pixel's id into the image; pixels of id 0 stay as they are.
+def tint(image: Image, index_mask: Image, colors: Image, opacity: float) -> Image:
+    """Blend the color of each pixel's id into the image; pixels of id 0 stay as they are.
 
     Args:
         image: uint8 ``(H, W, 3)``.
         index_mask: uint8 ``(H, W)``.
-        colours: uint8 ``(256, 3)``, row = id.
+        colors: uint8 ``(256, 3)``, row = id.
         opacity: In [0, 1].
 
     Returns:
@@ -23,21 +23,21 @@ def tint(image: Image, index_mask: Image, colours: Image, opacity: float) -> Ima
     """
     if not index_mask.any():
         return image.copy()
-    blended = cv2.addWeighted(image, 1.0 - opacity, colours[index_mask], opacity, 0.0)
+    blended = cv2.addWeighted(image, 1.0 - opacity, colors[index_mask], opacity, 0.0)
     cv2.copyTo(image, (index_mask == 0).astype(np.uint8), blended)
     return np.asarray(blended, dtype=np.uint8)
 
 
-def outline(image: Image, index_mask: Image, colours: Image, thickness_px: int) -> None:
-    """Draw each id's contour in its colour, a dark rim around it so that it shows on any ground; in place."""
+def outline(image: Image, index_mask: Image, colors: Image, thickness_px: int) -> None:
+    """Draw each id's contour in its color, with a dark rim so that it shows on any background; in place."""
     for object_id in np.unique(index_mask):
         if object_id == 0:
             continue
         region = (index_mask == object_id).astype(np.uint8)
         contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(image, contours, -1, (20, 20, 20), thickness_px + 2, cv2.LINE_AA)
-        colour = tuple(int(c) for c in colours[object_id])
-        cv2.drawContours(image, contours, -1, colour, thickness_px, cv2.LINE_AA)
+        color = tuple(int(c) for c in colors[object_id])
+        cv2.drawContours(image, contours, -1, color, thickness_px, cv2.LINE_AA)
 
 
 def caption(image: Image, text: str) -> None:
@@ -55,7 +55,7 @@ def caption(image: Image, text: str) -> None:
 
 
 def fit_panel(image: Image, size_hw: tuple[int, int]) -> Image:
-    """``image`` scaled into ``size_hw`` with its proportions kept, centred on black."""
+    """``image`` scaled into ``size_hw`` with its proportions kept, centered on black."""
     scale = min(size_hw[0] / image.shape[0], size_hw[1] / image.shape[1])
     height, width = max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
     panel = np.zeros((*size_hw, 3), np.uint8)

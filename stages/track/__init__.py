@@ -1,6 +1,6 @@
 """Track: one ROIAlign descriptor per box, association by appearance and overlap."""
 
-from stages.track.config import RoiConfig, TrackConfig
+from stages.track.config import AssociationConfig, RoiConfig, TrackConfig
 from stages.track.stage import Tracker
 
-__all__ = ["RoiConfig", "TrackConfig", "Tracker"]
+__all__ = ["AssociationConfig", "RoiConfig", "TrackConfig", "Tracker"]

@@ -1,8 +1,8 @@
-"""The values by which boxes become tracks."""
+"""The config of tracking: how a box is described and how boxes become tracks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,18 +12,28 @@ from stages.track.roi_align import RoiAlignSpec
 
 
 class AssociationConfig(StrictModel):
-    """How boxes become tracks. Every value's reason is in ``configs/tracking.yaml``."""
+    """How boxes become tracks. ``configs/tracking.yaml`` gives the reason for each value."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "sure_score": "high_score",
+        "birth_score": "start_score",
+        "min_similarity_weak": "min_similarity_low",
+        "min_similarity_return": "min_similarity_lost",
+        "unlike_cosine": "different_cosine",
+        "restlessness_rate": "noise_adaptation_rate",
+        "restlessness_limit": "noise_adaptation_limit",
+    }
 
     min_score: float = 0.1
-    sure_score: float = 0.6
-    birth_score: float = 0.6
+    high_score: float = 0.6
+    start_score: float = 0.6
     confirm_score: float = 0.6
     confirm_hits: int = Field(2, ge=1)
     appearance_weight: float = Field(0.5, ge=0, le=1)
     widen: float = Field(0.6, ge=0, le=2)
     min_similarity: float = Field(0.2, ge=0, le=1)
-    min_similarity_weak: float = Field(0.5, ge=0, le=1)
-    min_similarity_return: float = Field(0.6, ge=0, le=1)
+    min_similarity_low: float = Field(0.5, ge=0, le=1)
+    min_similarity_lost: float = Field(0.6, ge=0, le=1)
     duplicate_iou: float = Field(0.85, gt=0, le=1)
     max_age_seconds: float = Field(1.0, ge=0)
     tentative_age_seconds: float = Field(0.25, ge=0)
@@ -34,19 +44,19 @@ class AssociationConfig(StrictModel):
     gallery_size: int = Field(8, ge=1)
     gallery_redundant: float = Field(0.97, ge=-1, le=1)
     forgetting: float = Field(0.1, ge=0)
-    unlike_cosine: float = Field(0.2, ge=-1, lt=1)
+    different_cosine: float = Field(0.2, ge=-1, lt=1)
     measurement_noise: float = Field(0.025, gt=0)
     measurement_noise_size: float = Field(0.02, gt=0)
     acceleration_noise: float = Field(4.0, gt=0)
     acceleration_noise_size: float = Field(0.5, gt=0)
     velocity_noise: float = Field(10.0, gt=0)
     velocity_noise_size: float = Field(4.0, gt=0)
-    restlessness_rate: float = Field(0.1, ge=0)
-    restlessness_limit: float = Field(32.0, ge=1)
+    noise_adaptation_rate: float = Field(0.1, ge=0)
+    noise_adaptation_limit: float = Field(32.0, ge=1)
 
     @property
     def noise(self) -> MotionNoise:
-        """The motion model's part of the values."""
+        """The values of the motion model."""
         return MotionNoise(
             self.measurement_noise,
             self.measurement_noise_size,
@@ -78,5 +88,6 @@ class TrackConfig(StrictModel):
     enabled: bool = True
     facet: str = ""
     center: bool = True
+    embeddings: bool = False
     roi: RoiConfig = RoiConfig()
     association: AssociationConfig = AssociationConfig()

@@ -1,10 +1,10 @@
-"""Galleries: the last few descriptors of every track, and how alike a new box is to them.
+"""Galleries: the last few descriptors of every track, and their similarity to new boxes.
 
 Source: the appearance gallery of DeepSORT (Wojke et al. 2017, section 2.2, https://arxiv.org/abs/1703.07402),
 whose distance is the smallest cosine distance to any kept descriptor.
 
-Differs from the reference: an entry counts less the older it is (its similarity is reduced by ``forgetting`` a
-second), and a descriptor much like the newest entry replaces it instead of pushing out an older view.
+Differs from the reference: the similarity to an entry falls by ``forgetting`` per second of its age, and a
+descriptor that is nearly equal to the newest entry replaces it instead of pushing out an older view.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class Gallery:
-    """At most ``size`` L2-normalised descriptors of one track, newest last.
+    """At most ``size`` L2-normalized descriptors of one track, newest last.
 
     Attributes:
-        size: Entries kept.
-        redundant: A descriptor with at least this cosine to the newest entry replaces it.
+        size: Largest number of entries.
+        redundant: A descriptor whose cosine to the newest entry is at least this replaces it.
         entries: The descriptors, float32 ``(D,)`` each.
         seconds: When each was seen.
     """
@@ -48,16 +48,16 @@ class Gallery:
 def appearance(
     galleries: Sequence[Gallery], descriptors: Array, seconds: float, forgetting: float
 ) -> npt.NDArray[np.float64]:
-    """Largest cosine of every descriptor to each gallery, less ``forgetting`` for every second of an entry's age.
+    """Largest cosine of each descriptor to each gallery, less ``forgetting`` per second of an entry's age.
 
     Args:
-        galleries: One a track.
-        descriptors: float32 ``(M, D)``, L2-normalised.
+        galleries: One per track.
+        descriptors: float32 ``(M, D)``, L2-normalized.
         seconds: The time now.
-        forgetting: Cosine lost a second.
+        forgetting: Cosine lost per second.
 
     Returns:
-        ``(N, M)``, at most 1; an empty gallery is like nothing (0).
+        ``(N, M)``, at most 1; 0 for an empty gallery.
     """
     similarity = np.zeros((len(galleries), descriptors.shape[0]))
     filled = [n for n, gallery in enumerate(galleries) if gallery.entries]

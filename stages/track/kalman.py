@@ -1,8 +1,8 @@
 """A constant-velocity Kalman filter for boxes, all tracks at once, in seconds.
 
 Source: the motion model of SORT (Bewley et al. 2016, section 3.2, https://arxiv.org/abs/1602.00763) with the box
-as (centre x, centre y, width, height) as in BoT-SORT (Aharon et al. 2022, section 3.1,
-https://arxiv.org/abs/2206.14651): sizes, unlike SORT's area and ratio, are observed one by one.
+as (center x, center y, width, height) as in BoT-SORT (Aharon et al. 2022, section 3.1,
+https://arxiv.org/abs/2206.14651): unlike SORT's area and ratio, width and height are observed directly.
 
 Differs from the reference: the four numbers are four independent filters of (value, velocity), because no noise
 couples them; and time is in seconds with the noise of a continuous white acceleration, so a prediction over a
@@ -25,11 +25,11 @@ class MotionNoise:
     """Standard deviations, in units of the box's width and height.
 
     Attributes:
-        measurement: Of a detection's centre.
+        measurement: Of a detection's center.
         measurement_size: Of a detection's width and height.
-        acceleration: Of the centre's white acceleration, per second^1.5.
+        acceleration: Of the center's white acceleration, per second^1.5.
         acceleration_size: The same for width and height.
-        velocity: Of the unknown velocity of a new track's centre, per second.
+        velocity: Of the unknown velocity of a new track's center, per second.
         velocity_size: The same for width and height.
     """
 
@@ -46,7 +46,7 @@ class MotionState:
     """Filters of N boxes.
 
     Attributes:
-        mean: ``(N, 4, 2)``: value and velocity per second of (centre x, centre y, width, height) in pixels.
+        mean: ``(N, 4, 2)``: value and velocity per second of (center x, center y, width, height) in pixels.
         covariance: ``(N, 4, 2, 2)``.
     """
 
@@ -56,16 +56,6 @@ class MotionState:
     def __len__(self) -> int:
         return int(self.mean.shape[0])
 
-    def take(self, index: npt.NDArray[np.int64] | list[int]) -> MotionState:
-        """The filters at ``index``, as copies."""
-        return MotionState(self.mean[index], self.covariance[index])
-
-    def join(self, other: MotionState) -> MotionState:
-        """These filters, then those of ``other``."""
-        return MotionState(
-            np.concatenate([self.mean, other.mean]), np.concatenate([self.covariance, other.covariance])
-        )
-
     @property
     def xyxy(self) -> Array:
         """Boxes ``(N, 4)`` in pixels; sizes are kept positive."""
@@ -73,7 +63,7 @@ class MotionState:
 
 
 def to_center(xyxy: npt.NDArray[np.floating]) -> Array:
-    """Boxes ``(N, 4)`` as (centre x, centre y, width, height), float64.
+    """Boxes ``(N, 4)`` as (center x, center y, width, height), float64.
 
     >>> to_center(np.array([[0.0, 2.0, 4.0, 8.0]])).tolist()
     [[2.0, 5.0, 4.0, 6.0]]
@@ -130,39 +120,39 @@ def update(state: MotionState, xyxy: npt.NDArray[np.floating], noise: MotionNois
     return MotionState(mean, covariance), innovation / np.sqrt(expected)
 
 
-class Restlessness:
-    """How much more (or less) restless than assumed the boxes of this video move.
+class AdaptiveNoise:
+    """Adaptive process noise: scales the assumed acceleration noise until it fits the boxes of this video.
 
-    An optimal filter's successive innovations are uncorrelated (Mehra 1970,
-    https://doi.org/10.1109/TAC.1970.1099422). If they point the same way the filter lags behind: the boxes are
-    more restless than the noise says, because objects or the camera accelerate, or because the frame rate is not
-    what the file claims. If they alternate, it follows the detector's jitter. The factor moves the acceleration
-    noise against the measurement noise until neither is the case, for centres and sizes apart; it rises twice as
-    fast as it falls, because a box that lags is worse than one that trembles.
+    Successive innovations of an optimal filter are uncorrelated (Mehra 1970,
+    https://doi.org/10.1109/TAC.1970.1099422). Innovations of equal sign mean that the filter lags behind: the
+    acceleration noise is too small, because objects or the camera accelerate, or because the frame rate in the
+    file is wrong. Innovations of alternating sign mean that it follows the detector's jitter. The factor rises or
+    falls until neither is the case, separately for centers and sizes. It rises up to twice as fast as it falls,
+    because a lagging box costs more than a jittering one.
 
     Args:
-        rate: Change of the factor's logarithm for one box and fully correlated innovations; 0 keeps it at 1.
+        rate: Change of the factor's logarithm per box with fully correlated innovations; 0 keeps it at 1.
         limit: The factor stays within ``1 / limit`` and ``limit``.
     """
 
     def __init__(self, rate: float, limit: float) -> None:
         self._rate = rate
         self._limit = float(np.log(limit))
-        self._log = np.zeros(2)
+        self.log_factor = np.zeros(2)
 
     @property
     def factor(self) -> tuple[float, float]:
-        """Of the acceleration noise of centres and of sizes."""
-        center, size = np.exp(self._log)
+        """Factors of the acceleration noise of centers and of sizes."""
+        center, size = np.exp(self.log_factor)
         return float(center), float(size)
 
-    def learn(self, last: Array, now: Array) -> None:
+    def update(self, last: Array, now: Array) -> None:
         """Take the innovations ``(4,)`` of one box in two successive frames."""
         product = (last * now).reshape(2, 2).mean(axis=1)
-        self._log = np.clip(self._log + self._rate * product.clip(-1, 2), -self._limit, self._limit)
+        self.log_factor = np.clip(self.log_factor + self._rate * product.clip(-1, 2), -self._limit, self._limit)
 
     def applied(self, noise: MotionNoise) -> MotionNoise:
-        """The noise with its accelerations scaled."""
+        """The noise with scaled accelerations."""
         center, size = self.factor
         return replace(
             noise,

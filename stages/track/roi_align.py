@@ -4,11 +4,11 @@ Paper: He, Gkioxari, Dollár, Girshick, Mask R-CNN, 2017, section 3 "RoIAlign" (
 Semantics, to the border rule, are those of ``torchvision.ops.roi_align``, whose compiled operator is called where
 it can be (:data:`pipeline.core.torchvision_ops.HAS_COMPILED_OPS`). Else :func:`separable_roi_align` computes
 the same numbers: a bilinear sample is a product of a weight in y and a weight in x, and so is the mean over a
-bin's samples, so a box is two small products over the cells it touches. Its working memory is one box's, whatever
-the number of boxes and samples.
+bin's samples, so a box is two small products over the cells it touches. Its working memory
+is that of one box, for any number of boxes and samples.
 
 Differs from the reference: it pools with optional weights (a mask, saliency), so that background inside a box
-need not count; and boxes are given in frame pixels and scaled by the :class:`PatchGrid`, in x and y apart.
+need not count; and boxes are given in frame pixels and scaled by the :class:`PatchGrid`, separately in x and y.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.core.grid import PatchGrid
 from pipeline.core.torchvision_ops import HAS_COMPILED_OPS
 
 _EMPTY_WEIGHT = 1e-6
-"""A bin whose mean weight is below this holds no object; it falls back to the unweighted mean."""
+"""A bin whose mean weight is below this gets the unweighted mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class RoiAlignSpec:
 
     Attributes:
         output_hw: Bins of the result, (down, across).
-        sampling_ratio: Samples a bin and axis; 0 or less is adaptive: ``ceil(box cells / bins)``.
-        aligned: Whether cell ``i`` has its centre at ``i + 0.5`` (True, exact) or at ``i`` (the legacy rule, which
+        sampling_ratio: Samples per bin and axis; 0 or less is adaptive: ``ceil(box cells / bins)``.
+        aligned: Whether cell ``i`` has its center at ``i + 0.5`` (True, exact) or at ``i`` (the legacy rule, which
             also widens a box below one cell to one cell).
     """
 
@@ -85,7 +85,7 @@ def pool_boxes(
     if weights.shape[0] != boxes.shape[0]:
         raise ValueError(f"{weights.shape[0]} weight maps for {boxes.shape[0]} boxes")
     pooled = values.new_empty(boxes.shape[0], values.shape[0], *spec.output_hw)
-    # A map of its own for each box: only the cells around the box are multiplied, not the whole map.
+    # One weight map per box: multiply only the cells around the box, not the whole map.
     for n, (left, top, right, bottom) in enumerate(boxes.tolist()):
         rows, columns = _window(top, bottom, grid.grid_hw[0]), _window(left, right, grid.grid_hw[1])
         crop, weight = values[:, rows, columns], weights[n, rows, columns]
@@ -116,7 +116,7 @@ def roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> Tensor:
 
 
 def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> Tensor:
-    """ROIAlign as two matrix products a box, over the cells the box touches only.
+    """ROIAlign as two matrix products per box, over only those cells that the box touches.
 
     Args:
         features: float32 ``(C, h, w)``; channels-last memory saves a copy.
@@ -134,7 +134,7 @@ def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> 
     height, width, channels = rows.shape
     down, across = spec.output_hw
     pooled = rows.new_empty(boxes.shape[0], down, across, channels)
-    # The weights are small; made on the host, their extents need no transfer a box.
+    # The weights are small; made on the host, their extents need no transfer per box.
     starts, sizes = _extents(boxes.detach().cpu(), aligned=spec.aligned)
     weights_y = _axis_weights(starts[:, 1], sizes[:, 1], height, down, spec.sampling_ratio)
     weights_x = _axis_weights(starts[:, 0], sizes[:, 0], width, across, spec.sampling_ratio)
@@ -142,7 +142,7 @@ def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> 
     weights_y, weights_x = weights_y.to(rows.device), weights_x.to(rows.device)
     for n, ((left, right),) in enumerate(spans):
         columns = rows.new_empty(down, (right - left) * channels)
-        # Row by row of bins, so that a cell is read for the one or two bins it belongs to and not for all.
+        # One row of bins at a time, so that a cell is read only for the one or two bins it belongs to.
         for bin_row, (top, bottom) in enumerate(bands[n]):
             cells = rows[top:bottom, left:right].flatten(1)
             torch.mv(cells.T, weights_y[n, bin_row, top:bottom], out=columns[bin_row])
@@ -202,7 +202,7 @@ def _clip_to_cells(boxes: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def _window(start: float, stop: float, length: int) -> slice:
-    """Cells that samples in ``[start, stop]`` (widened to one cell) can touch, and a neighbour each side."""
+    """Cells that samples in ``[start, stop]`` (widened to one cell) can touch, and a neighbor on each side."""
     first = min(max(int(start) - 2, 0), length - 1)
     return slice(first, min(int(max(stop, start + 1)) + 3, length))
 

@@ -11,9 +11,8 @@ import yaml
 from PIL import Image
 
 import run_pipeline
-from pipeline.commands.box_data import CONFIG
 from pipeline.core.errors import LabelFileError
-from pipeline.evaluation.box_sequences import load_sequences
+from pipeline.evaluation.box_sequences import TRACKING_CONFIG, load_sequences
 from pipeline.formats.bdd import read_videos
 from pipeline.formats.mot import read_table
 from stages.track import TrackConfig
@@ -214,7 +213,7 @@ def test_wrong_options_are_refused(
 
 def test_tracking_yaml_spells_out_every_association_value() -> None:
     """Its reasons are the reference: a value that is missing there, or stale, would go unexplained."""
-    written = yaml.safe_load(CONFIG.read_text())["track"]
+    written = yaml.safe_load(TRACKING_CONFIG.read_text())["track"]
     assert written == TrackConfig().model_dump(mode="json", exclude={"enabled"})
 
 

@@ -41,8 +41,8 @@ def naive_boundary(mask: Mask) -> set[tuple[int, int]]:
     height, width = mask.shape
     found = set()
     for y, x in itertools.product(range(height), range(width)):
-        neighbours = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
-        inside = [(r, c) for r, c in neighbours if r < height and c < width]
+        neighbors = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
+        inside = [(r, c) for r, c in neighbors if r < height and c < width]
         if any(mask[y, x] != mask[r, c] for r, c in inside):
             found.add((y, x))
     return found
@@ -81,7 +81,7 @@ def test_the_tolerance_follows_the_diagonal(size: tuple[int, int], radius: int) 
     assert boundary_measure(shifted, truth) == 0.0
 
 
-def test_void_pixels_count_for_nobody() -> None:
+def test_void_pixels_are_ignored() -> None:
     truth, prediction = rectangle(200, 100, 150, 100, 150), rectangle(200, 50, 150, 100, 150)
     void = rectangle(200, 50, 100, 100, 150)
     assert region_similarity(prediction, truth, void) == 1.0

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from pipeline.evaluation.lift_properties import LinearCka, as_samples, count_macs, self_similarity
 
 
-def test_cka_of_batches_is_that_of_centred_gram_matrices() -> None:
+def test_cka_of_batches_is_that_of_centered_gram_matrices() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(40, 5) + 3, torch.randn(40, 7)
     y[:, :2] += x[:, :2]
     cka = LinearCka()
     for part in (slice(0, 13), slice(13, 40)):
         cka.add(x[part], y[part])
-    centre = torch.eye(40) - 1 / 40
-    gram_x, gram_y = (centre @ v @ v.T @ centre for v in (x, y))
+    center = torch.eye(40) - 1 / 40
+    gram_x, gram_y = (center @ v @ v.T @ center for v in (x, y))
     expected = (gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm())
     assert cka.value() == pytest.approx(float(expected), rel=1e-5)
 

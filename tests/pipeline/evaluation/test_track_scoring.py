@@ -46,7 +46,7 @@ def test_one_file_against_one_file_and_flat_folders(tmp_path: Path) -> None:
     assert list(score_mot(flat / "b.txt", results).sequences) == ["b"]
 
 
-def test_mot17_is_told_by_its_name_and_its_results_may_lack_the_detector(tmp_path: Path) -> None:
+def test_mot17_is_detected_from_its_name_and_its_results_may_lack_the_detector(tmp_path: Path) -> None:
     for detector in ("DPM", "SDP"):
         _sequence(tmp_path / "gt" / "train", f"MOT17-02-{detector}")
     _write(tmp_path / "r" / "MOT17-02.txt")

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.core.colors import OBJECT_COLORS, PART_COLORS, id_colors
 from pipeline.core.records import Frame, LabelMap, Packet, PartMap, Track
+from pipeline.core.state import load_state, save_state
+from stages.annotate import AnnotateConfig, Annotator
 from stages.annotate.drawing import tint
-from stages.annotate.stage import AnnotateConfig, Annotator, line_thickness
+from stages.annotate.tracks import Trails, line_thickness
 
 
 def packet(index: int = 0, *, height: int = 120, width: int = 160, left: float = 40.0) -> Packet:
@@ -23,7 +27,7 @@ def packet(index: int = 0, *, height: int = 120, width: int = 160, left: float =
     )
 
 
-def test_regions_are_tinted_in_their_colour_and_the_rest_is_untouched() -> None:
+def test_regions_are_tinted_in_their_color_and_the_rest_is_untouched() -> None:
     (drawn,) = Annotator(AnnotateConfig(trail_frames=0))([packet()])
     picture = drawn.annotated
     assert picture is not None
@@ -41,7 +45,7 @@ def test_the_input_frame_is_never_drawn_on() -> None:
         assert (given.frame.image == 100).all()
 
 
-def test_a_box_has_its_objects_colour() -> None:
+def test_a_box_has_its_objects_color() -> None:
     (drawn,) = Annotator(AnnotateConfig(outline_objects=False, object_opacity=0))([packet(left=10.0)])
     assert drawn.annotated is not None
     np.testing.assert_array_equal(drawn.annotated[80, 10], OBJECT_COLORS[2])
@@ -61,7 +65,7 @@ def test_lines_grow_with_the_frame() -> None:
     assert [line_thickness((rows, 2 * rows)) for rows in (240, 360, 720, 1080, 2160)] == [2, 2, 2, 3, 6]
 
 
-def test_colours_do_not_depend_on_how_many_there_are() -> None:
+def test_colors_do_not_depend_on_how_many_there_are() -> None:
     few = id_colors(3, first_hue=0.1, saturation=1.0, value=1.0)
     many = id_colors(200, first_hue=0.1, saturation=1.0, value=1.0)
     np.testing.assert_array_equal(few, many[:4])
@@ -73,3 +77,50 @@ def test_tinting_nothing_gives_a_copy() -> None:
     out = tint(image, np.zeros((4, 4), np.uint8), OBJECT_COLORS, 0.5)
     assert out is not image
     np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize("layout", ["overlay", "grid"])
+@pytest.mark.parametrize("stop", [0, 1, 7])
+def test_a_restored_annotator_goes_on_bit_for_bit(layout: str, stop: int, tmp_path: Path) -> None:
+    config = AnnotateConfig(layout=layout, trail_frames=5)
+    inputs = [packet(n, left=20.0 + 5 * n) for n in range(12)]
+    expected = [p.annotated for p in Annotator(config)(inputs)]
+    first = Annotator(config)
+    head = list(first(inputs[:stop]))
+    save_state(tmp_path, "annotate", first.state())
+    second = Annotator(config)
+    second.restore(load_state(tmp_path, "annotate"))
+    drawn = [p.annotated for p in [*head, *second(inputs[stop:])]]
+    for one, other in zip(drawn, expected, strict=True):
+        assert one is not None
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_trail_holds_the_centers_of_the_last_frames_also_over_frames_without_tracks() -> None:
+    trails = Trails(3)
+    for n in range(4):
+        trails.add([Track(7, (n, 0.0, n + 2.0, 4.0), 1.0)])
+    assert trails.of(7).tolist() == [[2, 2], [3, 2], [4, 2]]
+    trails.add([])
+    assert trails.of(7).tolist() == [[3, 2], [4, 2]]
+    trails.add([])
+    trails.add([])
+    assert trails.of(7).shape == (0, 2)
+    assert trails.state()["points"].shape == (0, 4)
+
+
+def test_a_trail_is_drawn_behind_a_moving_box() -> None:
+    annotator = Annotator(AnnotateConfig(outline_objects=False, object_opacity=0, part_opacity=0))
+    *_, last = annotator([packet(n, left=10.0 + 10 * n) for n in range(5)])
+    assert last.annotated is not None
+    np.testing.assert_array_equal(last.annotated[60, 55], OBJECT_COLORS[2])
+
+
+def test_another_video_needs_a_reset() -> None:
+    annotator = Annotator(AnnotateConfig())
+    list(annotator([packet(3)]))
+    with pytest.raises(ValueError, match=r"call reset\(\)"):
+        annotator.step(packet(0))
+    annotator.reset()
+    assert annotator.current_index is None
+    assert annotator.step(packet(0)).annotated is not None

@@ -32,7 +32,7 @@ def test_no_boxes_have_empty_overlaps() -> None:
     assert box_intersection(np.ones((2, 4)), none).shape == (2, 0)
 
 
-def test_widened_boxes_keep_their_centre() -> None:
+def test_widened_boxes_keep_their_center() -> None:
     wide = widen(np.array([[10.0, 20.0, 14.0, 40.0]]), 0.25)
     np.testing.assert_allclose(wide, [[9.0, 15.0, 15.0, 45.0]])
 
@@ -73,8 +73,8 @@ def test_a_gallery_is_as_like_as_its_best_entry_less_its_age() -> None:
     gallery.add(unit(1, 0, 0), 0.0)
     gallery.add(unit(0, 1, 0), 4.0)
     queries = np.stack([unit(1, 0, 0), unit(0, 1, 0), unit(0, 0, 1)])
-    likeness = appearance([gallery, Gallery(4, 2.0)], queries, seconds=5.0, forgetting=0.1)
-    np.testing.assert_allclose(likeness, np.array([[0.5, 0.9, -0.1], [0.0, 0.0, 0.0]]), atol=1e-6)
+    similarity = appearance([gallery, Gallery(4, 2.0)], queries, seconds=5.0, forgetting=0.1)
+    np.testing.assert_allclose(similarity, np.array([[0.5, 0.9, -0.1], [0.0, 0.0, 0.0]]), atol=1e-6)
 
 
 def test_a_gallery_is_bounded_and_forgets_the_oldest() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages.track import kalman
-from stages.track.kalman import MotionNoise, MotionState, Restlessness
+from stages.track.kalman import AdaptiveNoise, MotionNoise, MotionState
 
 NOISE = MotionNoise(0.03, 0.02, 2.0, 0.5, 5.0, 2.0)
 
@@ -65,42 +65,42 @@ def test_many_filters_at_once_equal_each_on_its_own() -> None:
         np.testing.assert_allclose(together.covariance[n], alone.covariance[0])
 
 
-def follow(boxes: np.ndarray, seconds: float, rate: float) -> tuple[np.ndarray, Restlessness]:
+def follow(boxes: np.ndarray, seconds: float, rate: float) -> tuple[np.ndarray, AdaptiveNoise]:
     """Filter ``(T, 4)`` boxes; the filtered ones and what was learned."""
-    learned = Restlessness(rate, limit=32)
+    learned = AdaptiveNoise(rate, limit=32)
     state: MotionState = kalman.initiate(boxes[:1], NOISE)
     last, filtered = None, [boxes[0]]
     for seen in boxes[1:]:
         state = kalman.predict(state, seconds, learned.applied(NOISE))
         state, innovations = kalman.update(state, seen[None], NOISE)
         if last is not None:
-            learned.learn(last, innovations[0])
+            learned.update(last, innovations[0])
         last = innovations[0]
         filtered.append(state.xyxy[0])
     return np.array(filtered), learned
 
 
-def test_where_the_clock_is_wrong_the_noise_is_learned_and_the_lag_goes() -> None:
+def test_a_wrong_frame_rate_is_compensated_by_larger_process_noise() -> None:
     """Frames a fifth of a second apart that claim to be 1/120 s apart: accelerations look 576 times too large."""
     times = np.arange(80) / 5
     boxes = np.concatenate([box(x=300 + 150 * np.sin(2 * time)) for time in times])
     lagging, _ = follow(boxes, 1 / 120, rate=0.0)
-    learned, restlessness = follow(boxes, 1 / 120, rate=0.1)
+    learned, adaptive = follow(boxes, 1 / 120, rate=0.1)
     error = [np.abs(result[20:] - boxes[20:]).mean() for result in (lagging, learned)]
-    assert restlessness.factor[0] > 4
+    assert adaptive.factor[0] > 4
     assert error[1] < error[0] / 2
 
 
-def test_jitter_about_a_resting_box_lowers_the_noise() -> None:
+def test_jitter_about_a_still_box_lowers_the_noise() -> None:
     random = np.random.default_rng(0)
     boxes = np.repeat(box(), 200, axis=0) + random.normal(0, 1.5, (200, 4))
-    filtered, restlessness = follow(boxes, 1 / 24, rate=0.1)
-    assert restlessness.factor[0] < 1
+    filtered, adaptive = follow(boxes, 1 / 24, rate=0.1)
+    assert adaptive.factor[0] < 1
     assert np.abs(filtered[50:] - box()).mean() < 0.7 * np.abs(boxes[50:] - box()).mean()
 
 
 def test_the_learned_factor_stays_within_its_limit() -> None:
-    learned = Restlessness(rate=1.0, limit=4.0)
+    learned = AdaptiveNoise(rate=1.0, limit=4.0)
     for _ in range(50):
-        learned.learn(np.full(4, 3.0), np.array([3.0, 3.0, -3.0, -3.0]))
+        learned.update(np.full(4, 3.0), np.array([3.0, 3.0, -3.0, -3.0]))
     assert learned.factor == pytest.approx((4.0, 0.25))

@@ -106,7 +106,7 @@ def test_no_boxes_give_an_empty_result() -> None:
 
 
 def test_boxes_are_scaled_in_x_and_y_apart() -> None:
-    """Cells of 20 x 10 px: a linear ramp pools to the box's centre in either axis."""
+    """Cells of 20 x 10 px: a linear ramp pools to the box's center in either axis."""
     grid = PatchGrid((60, 160), (6, 8), (10.0, 20.0), (5.0, 10.0))
     centers = grid.cell_centers().permute(2, 0, 1)
     box = torch.tensor([[30.0, 15.0, 90.0, 45.0]])

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.core.config import load_config
-from pipeline.core.errors import ConfigError
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Detections, Features, Frame, LabelMap, Packet
-from stages.track import RoiConfig, TrackConfig, Tracker
-from stages.track.stage import boxes_of_objects, clip_to_frame, describe_boxes
+from pipeline.core.state import load_state, save_state
+from stages.track import TrackConfig, Tracker
+from stages.track.boxes import boxes_of_objects, clip_to_frame
+from stages.track.stage import DetectionSource
 
 GRID = PatchGrid((48, 64), (6, 8), (8.0, 8.0), (4.0, 4.0))
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -60,7 +62,7 @@ def test_a_callable_can_be_the_detector() -> None:
     def detect(frame: Frame) -> Detections:
         return detections((5 + frame.index, 5, 25 + frame.index, 30))
 
-    out = list(Tracker(TrackConfig(), detections=detect)(packets(3)))
+    out = list(Tracker(TrackConfig(embeddings=True), detections=detect)(packets(3)))
     assert all(packet.tracks and packet.tracks[0].track_id == 1 for packet in out)
     embedding = out[0].tracks[0].embedding if out[0].tracks else None
     assert embedding is not None
@@ -110,36 +112,6 @@ def test_an_object_without_pixels_has_no_box() -> None:
     assert found.scores.tolist() == [0.5]
 
 
-def test_weighting_by_mask_leaves_the_other_object_out() -> None:
-    """Two objects share a box; each cell holds its object's id as its feature."""
-    maps = labels((1, 0, 0, 32, 48), (2, 32, 0, 64, 48))
-    cells = GRID.sample_nearest(torch.from_numpy(maps.index_mask)).float()[None]
-    values = Features(cells, GRID)
-    both = Detections(
-        np.array([[0, 0, 64, 48]] * 2, np.float32), np.ones(2, np.float32), ("",) * 2, np.array([1, 2])
-    )
-    plain = describe_boxes(values, maps, both, RoiConfig(bins=1))
-    masked = describe_boxes(values, maps, both, RoiConfig(bins=1, weighting="mask", weight_floor=0.0))
-    assert plain.flatten().tolist() == pytest.approx([1.5, 1.5])
-    assert masked.flatten().tolist() == pytest.approx([1.0, 2.0])
-
-
-def test_weighting_by_saliency_leaves_the_background_out() -> None:
-    saliency = torch.zeros(6, 8)
-    saliency[:, 4:] = 1
-    values = Features(saliency[None] * 5, GRID, saliency=saliency)
-    whole = detections((0, 0, 64, 48))
-    weighted = describe_boxes(values, None, whole, RoiConfig(bins=1, weighting="saliency", weight_floor=0.0))
-    assert weighted.item() == pytest.approx(5.0)
-
-
-def test_another_facet_can_describe_the_boxes() -> None:
-    values = features(extra={"key@9": torch.ones(3, 6, 8)})
-    assert describe_boxes(values, None, detections((0, 0, 20, 20)), RoiConfig(), "key@9").shape == (1, 3, 3, 3)
-    with pytest.raises(ConfigError, match=r"extract\.facets"):
-        describe_boxes(values, None, detections((0, 0, 20, 20)), RoiConfig(), "key@7")
-
-
 def test_the_stage_reports_what_it_did() -> None:
     found = {index: detections((5, 5, 25, 30)) for index in range(3)}
     tracker = Tracker(TrackConfig(), detections=found)
@@ -160,7 +132,120 @@ def test_state_does_not_grow_with_the_length_of_the_video() -> None:
     sizes = []
     for packet in stream:
         if packet.index in (100, 299):
-            assert tracker._book is not None
-            sizes.append(len(tracker._book._entries))
+            sizes.append(len(tracker._manager._tracks))
     gc.collect()
     assert max(sizes) <= 5 + 4
+
+
+def moving(frame: Frame) -> Detections:
+    """Two boxes that cross, jitter, and are missed now and then; scores from both rounds."""
+    random = np.random.default_rng(frame.index)
+    corners = np.array([[2 + frame.index, 5], [40 - frame.index, 12]]) + random.normal(0, 0.7, (2, 2))
+    kept = corners[random.uniform(size=2) > 0.2]
+    boxes = [(float(x), float(y), float(x) + 18, float(y) + 25) for x, y in kept]
+    return detections(*boxes, scores=tuple(random.choice([0.9, 0.4], len(boxes)).tolist()))
+
+
+def _bytes_of(values: np.ndarray | None) -> bytes | None:
+    return None if values is None else values.tobytes()
+
+
+def shown(packets: list[Packet]) -> list[list[tuple[object, ...]]]:
+    """All fields of all tracks, floats with every bit, embeddings as bytes."""
+    return [
+        [
+            (t.track_id, t.xyxy, t.score, t.age, t.time_since_update, t.confidence, _bytes_of(t.embedding))
+            for t in packet.tracks or ()
+        ]
+        for packet in packets
+    ]
+
+
+@pytest.mark.parametrize("detect", [moving, None], ids=["detections", "objects"])
+@pytest.mark.parametrize("stop", [0, 1, 13, 29])
+def test_a_restored_tracker_goes_on_bit_for_bit(detect: DetectionSource | None, stop: int, tmp_path: Path) -> None:
+    config = TrackConfig(embeddings=True)
+    inputs = [
+        Packet(
+            Frame(IMAGE, n, n / 24),
+            features=features(n // 9),
+            labels=None if detect else labels((4, n, 3, n + 20, 30)),
+        )
+        for n in range(30)
+    ]
+    whole = Tracker(config, detections=detect)
+    expected = list(whole(inputs))
+    first = Tracker(config, detections=detect)
+    head = list(first(inputs[:stop]))
+    save_state(tmp_path, "track", first.state())
+    second = Tracker(config, detections=detect)
+    second.restore(load_state(tmp_path, "track"))
+    assert second.current_index == (stop - 1 if stop else None)
+    assert shown(head + list(second(inputs[stop:]))) == shown(expected)
+    assert second.report() == whole.report()
+    assert any(packet.tracks for packet in expected[20:])
+
+
+def test_a_state_is_a_snapshot_that_later_frames_do_not_change(tmp_path: Path) -> None:
+    inputs = list(packets(12))
+    tracker = Tracker(TrackConfig(), detections=moving)
+    list(tracker(inputs[:6]))
+    state = tracker.state()
+    tail = shown(list(tracker(inputs[6:])))
+    again = Tracker(TrackConfig(), detections=moving)
+    again.restore(state)
+    assert shown(list(again(inputs[6:]))) == tail
+
+
+def test_boxes_can_be_given_step_by_step() -> None:
+    given = {index: moving(Frame(IMAGE, index, index / 24)) for index in range(8)}
+    expected = list(Tracker(TrackConfig(), detections=given)(packets(8)))
+    tracker = Tracker(TrackConfig())
+    assert shown([tracker.step(p, given[p.index]) for p in packets(8)]) == shown(expected)
+
+
+def test_detections_may_begin_in_the_middle_and_go_on_with_the_objects_ids() -> None:
+    """Object 9 keeps its id when a detector takes over; without boxes in a frame nothing is made up."""
+    tracker = Tracker(TrackConfig())
+    inputs = list(packets(4, labels((9, 4, 6, 20, 30))))
+    steps = [tracker.step(inputs[0])]
+    steps += [tracker.step(packet, detections((5, 6, 21, 31), (40, 10, 60, 40))) for packet in inputs[1:3]]
+    assert [[track.track_id for track in packet.tracks or ()] for packet in steps] == [[9], [9, 256], [9, 256]]
+    last = tracker.step(inputs[3], detections())
+    assert all(track.time_since_update == 1 for track in last.tracks or ())
+
+
+def test_another_video_needs_a_reset() -> None:
+    tracker = Tracker(TrackConfig(), detections=moving)
+    first = shown(list(tracker(packets(5))))
+    with pytest.raises(ValueError, match=r"frame 0 comes after frame 4; call reset\(\)"):
+        list(tracker(packets(5)))
+    tracker.reset()
+    assert tracker.current_index is None
+    assert shown(list(tracker(packets(5)))) == first
+
+
+def test_detections_that_are_all_below_the_minimum_score_give_a_warning() -> None:
+    found = {index: detections((5, 5, 25, 30), scores=(0.05,)) for index in range(3)}
+    tracker = Tracker(TrackConfig(), detections=found)
+    assert all(packet.tracks == () for packet in tracker(packets(3)))
+    (line,) = tracker.warnings
+    assert "all 3 detections score below track.association.min_score = 0.1 (the best has 0.05)" in line
+    found[3] = detections((5, 5, 25, 30))
+    tracker = Tracker(TrackConfig(), detections=found)
+    list(tracker(packets(4)))
+    assert tracker.warnings == []
+
+
+def test_embeddings_are_made_only_where_asked_for() -> None:
+    for asked in (False, True):
+        found = {0: detections((5, 5, 25, 30))}
+        (packet,) = Tracker(TrackConfig(embeddings=asked), detections=found)(packets(1))
+        assert packet.tracks
+        assert all((track.embedding is not None) == asked for track in packet.tracks)
+
+
+def test_old_config_keys_still_work_and_say_their_new_name() -> None:
+    with pytest.warns(FutureWarning, match="'sure_score' is now called 'high_score'"):
+        config = load_config(TrackConfig, {"association": {"sure_score": 0.7}})
+    assert config.association.high_score == 0.7
