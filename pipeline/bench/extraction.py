@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from statistics import median
+from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
+from stages.extract.backbone.backbone import Backbone, BackboneOutput, load_backbone
+from stages.extract.backbone.device import Precision, autocast, pick_device, pick_precision, store_matmul_weights
+from stages.extract.backbone.facets import parse_facet
+from stages.extract.saliency import SaliencyEstimator, pick_cue
 
-    Measured = dict[str, list[tuple[float, float]]]  # wall and CPU seconds of every round, by variant
+Measured = dict[str, list[tuple[float, float]]]  # wall and CPU seconds of every round, by variant
+
+Forward = Callable[[], "BackboneOutput | Tensor | None"]
+"""One forward of a variant."""
 
 _BARE = "timm forward_features"
 
 
 def extraction(
-    backbone: Annotated[str, typer.Option(help="A name of the table, or timm's.")] = "dinov2_vits14",
+    backbone: Annotated[str, typer.Option(help="A name of the table, or timm's name.")] = "dinov2_vits14",
     weights: Annotated[
         str | None, typer.Option(help="File, or 'random'; the bundled or downloaded ones by default.")
     ] = None,
     height: Annotated[int, typer.Option(help="Input height in px.")] = 476,
     width: Annotated[int, typer.Option(help="Input width in px.")] = 840,
-    batch: Annotated[int, typer.Option(help="Images a forward; 0 takes 1 on the CPU and 16 on CUDA.")] = 0,
-    repeats: Annotated[int, typer.Option(help="Rounds; every round times every variant once.")] = 9,
+    batch: Annotated[int, typer.Option(help="Images per forward; 0 is 1 on the CPU and 16 on CUDA.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Rounds; each times every variant once.")] = 9,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
     """Extraction throughput over a bare timm forward on the same batch, variants taking turns."""
-    import torch
-
-    from stages.extract.backbone.backbone import load_backbone
-    from stages.extract.backbone.device import pick_device, pick_precision
-
     where = pick_device(device)
-    dtype = pick_precision(precision, where)  # type: ignore[arg-type]
+    dtype = pick_precision(precision, where)
     model = load_backbone(backbone, weights=weights, position="timm").to(where)
     images = torch.randn(batch or (16 if where.type == "cuda" else 1), 3, height, width, device=where)
     with torch.inference_mode():
@@ -52,14 +56,8 @@ def extraction(
     Console(soft_wrap=True).print(_table(title, seconds, len(images), operations, peak))
 
 
-def _variants(model: Any, images: torch.Tensor, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """What is timed. timm's model is made before this project's weights change their precision."""
-    import copy
-
-    from stages.extract.backbone.device import autocast, store_matmul_weights
-    from stages.extract.backbone.facets import parse_facet
-    from stages.extract.saliency import SaliencyEstimator, pick_cue
-
+def _variants(model: Backbone, images: Tensor, dtype: torch.dtype) -> dict[str, Forward]:
+    """What is timed. timm's model is copied before this project's weights change their precision."""
     bare = copy.deepcopy(model.vit)
     store_matmul_weights(model.vit, dtype)
     tokens, keys = (parse_facet("token@-1:norm"),), (parse_facet("key@-1"),)
@@ -67,14 +65,14 @@ def _variants(model: Any, images: torch.Tensor, dtype: torch.dtype) -> dict[str,
     estimate = SaliencyEstimator(cue, keys, model.num_layers, final_cls=False)
     asked = keys if estimate.spec is None else (*keys, estimate.spec)
 
-    def run(forward: Callable[[], Any]) -> Callable[[], Any]:
-        def timed() -> Any:
+    def run(forward: Forward) -> Forward:
+        def timed() -> BackboneOutput | Tensor | None:
             with autocast(images.device, dtype):
                 return forward()
 
         return timed
 
-    def keys_with_cue() -> Any:
+    def keys_with_cue() -> BackboneOutput | Tensor | None:
         with autocast(images.device, dtype):
             output = model(images, asked, saliency=cue == "cls_attention")
         return estimate(output, output.maps[str(keys[0])].float())
@@ -88,7 +86,7 @@ def _variants(model: Any, images: torch.Tensor, dtype: torch.dtype) -> dict[str,
     }
 
 
-def _measure(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> Measured:
+def _measure(variants: dict[str, Forward], repeats: int, device: torch.device) -> Measured:
     """Wall and CPU seconds by variant; the variants take turns, so that a busy machine slows them alike."""
     seconds: Measured = {name: [] for name in variants}
     for turn in range(repeats + 1):
@@ -103,26 +101,20 @@ def _measure(variants: dict[str, Callable[[], Any]], repeats: int, device: torch
 
 
 def _wait(device: torch.device) -> None:
-    import torch
-
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product: what this card reaches, not what its sheet says."""
-    import torch
-
+    """Operations per second of a large square matrix product, measured."""
     size = 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = _measure({"matmul": lambda: left @ right}, 20, device)["matmul"]
     return float(2 * size**3 / min(wall for wall, _ in seconds))
 
 
-def _forward_operations(model: Any, cells: int) -> float:
+def _forward_operations(model: Backbone, cells: int) -> float:
     """Multiplications and additions of one image through the whole ViT: its linear layers and its attention."""
-    import torch
-
     tokens = cells + model.num_prefix_tokens
     linear = sum(
         layer.weight.numel() for layer in model.vit.blocks.modules() if isinstance(layer, torch.nn.Linear)
@@ -133,8 +125,6 @@ def _forward_operations(model: Any, cells: int) -> float:
 
 
 def _table(title: str, seconds: Measured, images: int, operations: float, peak: float | None) -> Table:
-    from statistics import median
-
     table = Table(title=title)
     table.add_column("forward")
     last = "of matmul peak" if peak else "in CPU time"
@@ -156,6 +146,4 @@ def _table(title: str, seconds: Measured, images: int, operations: float, peak: 
 
 def _ratio(bare: list[tuple[float, float]], own: list[tuple[float, float]], clock: int) -> float:
     """Median over the rounds, so that what slows a whole round down cancels; CPU time also on a busy machine."""
-    from statistics import median
-
     return median(one[clock] / other[clock] for one, other in zip(bare, own, strict=True))

@@ -1,4 +1,4 @@
-"""``bench lift``: DAVIS J&F against cost, for raw, bilinear and lifted features and what else buys resolution."""
+"""``bench lift``: DAVIS J&F and cost of raw, bilinear and lifted features and of other ways to more resolution."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
-
-    from pipeline.core.grid import PatchGrid
-    from pipeline.formats.davis import DavisSequence
-    from stages.extract.backbone.backbone import Backbone
-    from stages.extract.backbone.facets import FacetSpec
-    from stages.extract.lift.module import LoadedLift
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import write_bytes_whole
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Features, Frame, Packet
+from pipeline.evaluation.davis_metrics import boundary_measure, region_similarity
+from pipeline.formats.davis import DavisSequence, open_davis
+from pipeline.formats.image_folder import load_image
+from stages.extract.backbone.backbone import Backbone, load_backbone
+from stages.extract.backbone.device import pick_device
+from stages.extract.backbone.facets import FacetSpec, parse_facet
+from stages.extract.lift.choice import require_lift
+from stages.extract.lift.module import LoadedLift
+from stages.extract.resize import model_input_size, resize_image
+from stages.propagate import Propagator
+from stages.propagate.config import PropagateConfig, RefineConfig
 
 VARIANTS = ("raw", "bilinear", "lift", "bilinear_twice", "lift_twice", "half_stride", "double_input")
-"""In order: the backbone's grid; that grid doubled bilinearly; by LiFT; four times each; half the patch as
-stride; and twice the input size."""
+"""In order: the backbone's grid; twice that resolution, bilinearly and by LiFT; four times, the same two ways;
+half the patch as stride; twice the input size."""
 
 
 def bench_lift(
     root: Annotated[Path, typer.Option(help="DAVIS root: JPEGImages, Annotations, ImageSets.")],
     sizes: Annotated[
-        list[int] | None, typer.Option("--size", help="Short sides in pixels; 112, 224, 476.")
+        list[int] | None, typer.Option("--size", help="Short sides in pixels; default 112, 224, 476.")
     ] = None,
-    variants: Annotated[list[str] | None, typer.Option("--variant", help=f"Of {', '.join(VARIANTS)}.")] = None,
+    variants: Annotated[list[str] | None, typer.Option("--variant", help=f"One of {', '.join(VARIANTS)}.")] = None,
     sequences: Annotated[list[str] | None, typer.Option("--sequence", help="Only these.")] = None,
     max_frames: Annotated[int | None, typer.Option(min=3, help="Only the first frames of each sequence.")] = None,
     lift: Annotated[str, typer.Option(help="auto (bundled) or a file.")] = "auto",
     backbone: Annotated[str, typer.Option(help="Backbone by name.")] = "dinov2_vits14",
     facet: Annotated[str, typer.Option(help="Facet and layer.")] = "key@11",
-    radius_cells: Annotated[float, typer.Option(min=0.0, help="Reach of propagation in cells of its grid.")] = 12,
+    radius_cells: Annotated[float, typer.Option(min=0.0, help="Radius of propagation in cells.")] = 12,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for all numbers.")] = None,
 ) -> None:
-    """J&F of DINO's propagation (DAVIS 2016, one object), everything but the features equal, and their cost."""
-    from tqdm import tqdm
-
-    from pipeline.core.errors import ConfigError
-    from pipeline.core.files import write_bytes_whole
-    from pipeline.formats.davis import open_davis
-
+    """J&F of DINO's propagation (DAVIS 2016, one object) and cost; only the features differ."""
     chosen = tuple(variants or VARIANTS)
     unknown = [name for name in chosen if name not in VARIANTS]
     if unknown:
@@ -69,14 +75,14 @@ def bench_lift(
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything the variants share."""
+    """What all variants share."""
 
     backbone: Backbone
     dense: Backbone
     spec: FacetSpec
     lift: LoadedLift
     radius_cells: float
-    device: Any
+    device: torch.device
 
     @classmethod
     def load(cls, backbone: str, facet: str, lift: str, device: str, radius_cells: float) -> Setup:
@@ -86,11 +92,6 @@ class Setup:
             ConfigError: There is no bundled LiFT for this backbone and facet.
             WeightsError: The LiFT does not fit.
         """
-        from stages.extract.backbone.backbone import load_backbone
-        from stages.extract.backbone.device import pick_device
-        from stages.extract.backbone.facets import parse_facet
-        from stages.extract.lift.choice import require_lift
-
         where = pick_device(device)
         model = load_backbone(backbone, device=where)
         spec = parse_facet(facet).resolved(model.num_layers)
@@ -105,13 +106,13 @@ class Row:
 
     Attributes:
         size: Short side of the model's input in pixels.
-        variant: Of :data:`VARIANTS`.
-        grid_hw: Of the last sequence.
-        gmacs: Multiplications of one frame's features (backbone and LiFT), in billions.
+        variant: One of :data:`VARIANTS`.
+        grid_hw: Grid of the last sequence.
+        gmacs: Multiply-adds of one frame's features (backbone and LiFT), in billions.
         sequences: Mean J and F of each sequence.
         feature_seconds: Spent on features.
         propagation_seconds: Spent on propagation.
-        frames: Number of frames both were spent on.
+        frames: Number of frames of both times.
     """
 
     size: int
@@ -135,7 +136,7 @@ class Row:
 
 @dataclass
 class _Clip:
-    """The frames of a sequence at one input size: normalised images, and the backbone's maps once asked for."""
+    """The frames of a sequence at one input size: normalized images, and the backbone's maps once computed."""
 
     setup: Setup
     frames: list[npt.NDArray[np.uint8]]
@@ -157,10 +158,6 @@ class _Clip:
         return self.made[kind]
 
     def _image(self, frame: npt.NDArray[np.uint8], size: int) -> Tensor:
-        import torch
-
-        from stages.extract.resize import model_input_size, resize_image
-
         backbone = self.setup.backbone
         input_hw = model_input_size((frame.shape[0], frame.shape[1]), size, backbone.patch_px)
         pixels = torch.from_numpy(resize_image(frame, input_hw, "area")).permute(2, 0, 1)[None].float() / 255
@@ -169,17 +166,13 @@ class _Clip:
 
 
 def _extract(backbone: Backbone, image: Tensor, spec: FacetSpec) -> Tensor:
-    import torch
-
     with torch.inference_mode():
         found: Tensor = backbone(image, [spec]).maps[str(spec)]
     return found
 
 
 def _refine(setup: Setup, variant: str, image: Tensor, found: Tensor) -> Tensor:
-    """What a variant does behind the backbone."""
-    from torch.nn.functional import interpolate
-
+    """What a variant does after the backbone."""
     times = 2 if variant.endswith("twice") else 1
     if variant.startswith("lift"):
         return setup.lift.upsample(image, found, times)
@@ -204,8 +197,6 @@ def _grid(setup: Setup, variant: str, image_hw: tuple[int, int], image: Tensor) 
 def _run_sequence(
     setup: Setup, video: DavisSequence, size: int, variants: Sequence[str], max_frames: int | None
 ) -> Iterator[Row]:
-    from pipeline.formats.image_folder import load_image
-
     names = video.frame_names[:max_frames]
     frames = [load_image(video.frames_dir / f"{name}.jpg") for name in names]
     clip = _Clip(setup, frames, size)
@@ -223,14 +214,7 @@ def _score(
     pairs: list[tuple[Tensor, Tensor]],
     seconds: float,
 ) -> Row:
-    """Propagate the first mask and compare with the truth; the first and the last frame do not count."""
-    import numpy as np
-
-    from pipeline.core.records import Features, Frame, Packet
-    from pipeline.evaluation.davis_metrics import boundary_measure, region_similarity
-    from stages.propagate import Propagator
-    from stages.propagate.config import PropagateConfig, RefineConfig
-
+    """Propagate the first mask and compare with the ground truth; the first and the last frame do not count."""
     image_hw = clip.frames[0].shape[0], clip.frames[0].shape[1]
     grid = _grid(setup, variant, image_hw, pairs[0][0])
     refining = 0.0
@@ -267,9 +251,7 @@ def _score(
 
 
 def _gmacs(setup: Setup, variant: str, image: Tensor, found: Tensor) -> float:
-    """Multiplications of matrix products, convolutions and attention for one frame, in billions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Multiply-adds of matrix products, convolutions and attention for one frame, in billions."""
     backbone = setup.dense if variant == "half_stride" else setup.backbone
     counter = FlopCounterMode(display=False)
     with counter:
@@ -292,7 +274,7 @@ def _merge(rows: list[Row], new: Row) -> None:
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="DAVIS 2016, DINO's propagation: J&F against cost")
-    for heading in ("size", "features", "grid", "J&F", "J", "F", "GMAC a frame", "features s", "propagation s"):
+    for heading in ("size", "features", "grid", "J&F", "J", "F", "GMAC per frame", "features s", "propagation s"):
         table.add_column(heading, justify="left" if heading == "features" else "right")
     for row in rows:
         count = len(row.sequences)

@@ -66,6 +66,7 @@ def coseg(
     extract = {
         "backbone": backbone, "weights": weights, "facets": (facet,), "short_side": short_side, "lift": lift,
         "stride_px": stride, "saliency": "cls_attention", "device": device,
+        "cls": "facet" if filter_outliers else "none",
     }  # fmt: skip
     extractor = image_sets.make_extractor(load_config(ExtractConfig, extract, origin="coseg"))
     image_sets.claim_folder(output, overwrite=overwrite)

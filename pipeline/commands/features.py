@@ -1,37 +1,43 @@
 """``features``: look at the features of a video, or export them.
 
-The colours of ``pca`` and ``norm`` are fixed from a sample of frames over the whole video before the first
-picture is made, so they do not change from frame to frame.
+The colors of ``pca`` and ``norm`` are fixed from a sample of frames over the whole video before the first
+picture is drawn, so they do not change from frame to frame.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
+from torch import Tensor
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+from pipeline.core.errors import ConfigError, InputError, OutputError, StageError, TruncatedError
+from pipeline.core.records import Features, Packet
+from pipeline.core.runner import Pipeline
+from pipeline.flow import Stages, chain, load_flow_config, make_stages
+from pipeline.formats.feature_export import FeatureExporter
+from stages.decode import Decoder
+from stages.extract import views
+from stages.write import WriteConfig, Writer
 
-    from pipeline.core.records import Packet
-    from pipeline.flow import Stages
-    from pipeline.formats.feature_export import FeatureExporter
-
-    Painter = Callable[[Packet], npt.NDArray[np.uint8]]
+Painter = Callable[[Packet], npt.NDArray[np.uint8]]
 
 _SAMPLE_FRAMES = 24
 
 
 class View(StrEnum):
-    """What a picture of features shows."""
+    """What to draw."""
 
     pca = "pca"
     saliency = "saliency"
@@ -40,7 +46,7 @@ class View(StrEnum):
 
 
 class Save(StrEnum):
-    """How features are exported."""
+    """File format of exported features."""
 
     npz = "npz"
     zarr = "zarr"
@@ -48,7 +54,7 @@ class Save(StrEnum):
 
 def features(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video file or a folder of images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; gets one folder an input.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; gets one folder per input.")] = Path(
         "outputs/features"
     ),
     view: Annotated[View | None, typer.Option(help="Write a video of this.")] = None,
@@ -72,14 +78,12 @@ def features(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier files.")] = False,
 ) -> None:
     """Look at the features of a video (--view), or export them with the grid's geometry (--save)."""
-    from pipeline.core.errors import ConfigError
-
     if view is None and save is None:
         raise ConfigError(f"nothing to do: give --view ({', '.join(View)}) or --save ({', '.join(Save)})")
     given = {"decode.start_seconds": start, "decode.end_seconds": end, "decode.every": every}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     settings += [f"extract.facets=[{', '.join(facet)}]"] if facet else []
-    stages = _make_stages(source, config, settings, view)
+    stages = _make_stages(source, config, settings, view, exported=save is not None)
     xy = _parse_point(point, view)
     folder = output / (source.resolve().name if source.is_dir() else source.stem)
     _refuse_existing(folder, view, save, overwrite=overwrite)
@@ -93,21 +97,22 @@ def features(
         console.print(f"warning: {exporter.clipped_values} values beyond fp16 became its largest")
 
 
-def _make_stages(source: Path, config: Path | None, settings: list[str], view: View | None) -> Stages:
-    """Decode and extract, and nothing behind them."""
-    from pipeline.flow import load_flow_config, make_stages
-
+def _make_stages(
+    source: Path, config: Path | None, settings: list[str], view: View | None, *, exported: bool
+) -> Stages:
+    """Decode and extract only."""
     off = [f"{name}.enabled=false" for name in ("cosegment", "propagate", "track", "annotate", "write")]
     flow = load_flow_config(config, [*settings, *off])
     if view == View.norm and not any(text.startswith("extract.facets=") for text in settings) and config is None:
-        # Outlier norms are a matter of the residual stream; keys hide them.
+        # Outlier norms are a property of the residual stream; keys hide them.
         flow = load_flow_config(config, [*settings, *off, "extract.facets=[token@-1]"])
+    if exported and "cls" not in flow.extract.model_fields_set:
+        extract = flow.extract.model_copy(update={"cls": "facet"})
+        flow = flow.model_copy(update={"extract": extract})
     return make_stages(source, flow, keep_features=True)
 
 
 def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | None:
-    from pipeline.core.errors import ConfigError
-
     if view != View.similarity:
         return None
     try:
@@ -123,17 +128,14 @@ def _paths(folder: Path, view: View | None, save: Save | None) -> list[Path]:
 
 
 def _refuse_existing(folder: Path, view: View | None, save: Save | None, *, overwrite: bool) -> None:
-    from pipeline.core.errors import OutputError
-
     for path in _paths(folder, view, save):
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; use --overwrite or another --output")
 
 
 def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> FeatureExporter:
-    from pipeline.formats.feature_export import FeatureExporter
-
-    extract: Any = stages.extract
+    extract = stages.extract
+    assert extract is not None  # keep_features
     return FeatureExporter(
         folder / f"features.{save.value}",
         save.value,
@@ -146,10 +148,7 @@ def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> F
 
 
 def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_component: int) -> Painter:
-    """What makes the picture of a packet, with everything that scales colours fixed."""
-    from pipeline.core.errors import ConfigError
-    from stages.extract import views
-
+    """The function that draws a packet, with everything that scales colors fixed."""
     if view == View.pca:
         pca = views.JointPca(first_component)
         _fit(pca, stages)
@@ -161,41 +160,41 @@ def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_c
     if view == View.saliency:
         if stages.extract is not None and stages.extract.cue == "none":
             raise ConfigError("--view saliency: extract.saliency is none; set it to auto")
-        return lambda packet: _heat(packet, _of(packet).saliency)
-    assert xy is not None  # _parse_point has seen to it
+        return _saliency_picture
+    assert xy is not None  # _parse_point has made sure
     views.check_point(xy, stages.info.image_hw)
     return _similarity_painter(xy)
 
 
 def _similarity_painter(xy: tuple[float, float]) -> Painter:
-    from stages.extract import views
-
-    asked: list[Any] = []
+    descriptor: Tensor | None = None
 
     def paint(packet: Packet) -> npt.NDArray[np.uint8]:
-        if not asked:
-            asked.append(views.descriptor_at(_of(packet), xy))
-        return _heat(packet, views.similarity_map(_of(packet), asked[0]).clamp_min(0))
+        nonlocal descriptor
+        if descriptor is None:  # of the first frame
+            descriptor = views.descriptor_at(_of(packet), xy)
+        return _heat(packet, views.similarity_map(_of(packet), descriptor).clamp_min(0))
 
     return paint
 
 
-def _of(packet: Packet) -> Any:
+def _of(packet: Packet) -> Features:
+    assert packet.features is not None  # keep_features
     return packet.features
 
 
-def _heat(packet: Packet, values: Any) -> npt.NDArray[np.uint8]:
-    from stages.extract.views import paint_heat
+def _saliency_picture(packet: Packet) -> npt.NDArray[np.uint8]:
+    saliency = _of(packet).saliency
+    assert saliency is not None  # the cue is not none
+    return _heat(packet, saliency)
 
-    return paint_heat(values, _of(packet).grid, packet.frame.image)
+
+def _heat(packet: Packet, values: Tensor) -> npt.NDArray[np.uint8]:
+    return views.paint_heat(values, _of(packet).grid, packet.frame.image)
 
 
-def _fit(statistics: Any, stages: Stages) -> None:
-    """Fix a view's scale from frames spread over the video; from its first ones where the length is unknown."""
-    from tqdm import tqdm
-
-    from stages.decode import Decoder
-
+def _fit(statistics: views.JointPca | views.NormRange, stages: Stages) -> None:
+    """Fix a view's range from frames spread over the video; from its first ones where the length is unknown."""
     expected = stages.decode.expected_frames()
     step = 1 if expected is None else -(-expected // _SAMPLE_FRAMES)
     sampled = stages.decode.config.model_copy(update={"every": stages.decode.config.every * step})
@@ -209,16 +208,7 @@ def _fit(statistics: Any, stages: Stages) -> None:
 def _drain(
     stages: Stages, folder: Path, view: View | None, paint: Painter | None, exporter: FeatureExporter | None
 ) -> None:
-    """Every packet through the flow; memory holds what waits in the queues and no more."""
-    from contextlib import nullcontext, suppress
-
-    from tqdm import tqdm
-
-    from pipeline.core.errors import InputError, StageError, TruncatedError
-    from pipeline.core.runner import Pipeline
-    from pipeline.flow import chain
-    from stages.write import WriteConfig, Writer
-
+    """Run every packet through the flow; memory holds what waits in the queues and no more."""
     folder.mkdir(parents=True, exist_ok=True)
     total = stages.decode.expected_frames()
     try:

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, interpolate
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from stages.extract.backbone.backbone import Backbone
-    from stages.extract.backbone.facets import FacetSpec
-    from stages.extract.lift.module import LoadedLift
+from pipeline.core.files import list_images, write_bytes_whole
+from pipeline.evaluation.lift_properties import (
+    LinearCka,
+    as_samples,
+    count_macs,
+    median_seconds,
+    pairs_of,
+    self_similarity,
+)
+from pipeline.formats.image_folder import load_image
+from pipeline.training.lift_views import Augmentation, make_scales, make_view
+from stages.extract.backbone.backbone import Backbone, load_backbone
+from stages.extract.backbone.device import pick_device
+from stages.extract.backbone.facets import FacetSpec, parse_facet
+from stages.extract.lift.choice import require_lift
+from stages.extract.lift.module import LoadedLift
 
 SCALES = (112, 224, 448)
 KINDS = ("raw", "bilinear", "LiFT")
 
 
 def lift_report(
-    images: Annotated[Path, typer.Option(help="Folder of images; best some the LiFT was not trained on.")],
+    images: Annotated[Path, typer.Option(help="Folder of images; preferably not those the LiFT was trained on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json and the maps.")],
     lift: Annotated[str, typer.Option(help="auto (bundled) or a file.")] = "auto",
     backbone: Annotated[str, typer.Option(help="Backbone by name.")] = "dinov2_vits14",
     facet: Annotated[str, typer.Option(help="Facet and layer.")] = "key@11",
-    limit: Annotated[int, typer.Option(min=1, help="Number of images, evenly spread over the folder.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of images, spread evenly over the folder.")] = 50,
     maps: Annotated[int, typer.Option(min=0, help="Number of images to draw self-similarity maps of.")] = 4,
-    time_hw: Annotated[tuple[int, int], typer.Option(help="Height and width to take times at.")] = (476, 840),
-    repeats: Annotated[int, typer.Option(min=0, help="Runs to take times of; 0 takes none.")] = 5,
+    time_hw: Annotated[tuple[int, int], typer.Option(help="Height and width of the timed input.")] = (476, 840),
+    repeats: Annotated[int, typer.Option(min=0, help="Timed runs; 0 measures no times.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """CKA between scales for raw, bilinear and lifted features; self-similarity maps; parameters, FLOPs, times."""
-    from pipeline.core.files import list_images, write_bytes_whole
-    from stages.extract.backbone.device import pick_device
-
     target = pick_device(device)
     model, spec, loaded = _load(backbone, facet, lift, target)
     files = list_images(images, recursive=True)
@@ -54,11 +68,7 @@ def lift_report(
     _print(report, output)
 
 
-def _load(backbone: str, facet: str, lift: str, device: Any) -> tuple[Backbone, FacetSpec, LoadedLift]:
-    from stages.extract.backbone.backbone import load_backbone
-    from stages.extract.backbone.facets import parse_facet
-    from stages.extract.lift.choice import require_lift
-
+def _load(backbone: str, facet: str, lift: str, device: torch.device) -> tuple[Backbone, FacetSpec, LoadedLift]:
     model = load_backbone(backbone, device=device)
     spec = parse_facet(facet).resolved(model.num_layers)
     loaded = require_lift(lift, model, spec)
@@ -66,12 +76,7 @@ def _load(backbone: str, facet: str, lift: str, device: Any) -> tuple[Backbone, 
 
 
 def _pyramid(model: Backbone, path: Path) -> dict[int, Tensor]:
-    """The normalised image ``(1, 3, S, S)`` at every scale, made square as in training."""
-    import torch
-
-    from pipeline.formats.image_folder import load_image
-    from pipeline.training.lift_views import Augmentation, make_scales, make_view
-
+    """The normalized image ``(1, 3, S, S)`` at every scale, resized to a square as in training."""
     view = make_view(load_image(path), Augmentation(), SCALES[-1])[None]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
     scales = make_scales((view - mean) / std, "antialiased")
@@ -83,9 +88,6 @@ def _features(
     model: Backbone, spec: FacetSpec, loaded: LoadedLift, scales: dict[int, Tensor]
 ) -> dict[str, dict[int, Tensor]]:
     """Maps ``(1, C, h, w)`` by kind and scale."""
-    import torch
-    from torch.nn.functional import interpolate
-
     with torch.inference_mode():
         raw = {size: model(image, [spec]).maps[str(spec)] for size, image in scales.items()}
         return {
@@ -99,11 +101,6 @@ def _scales(
     model: Backbone, spec: FacetSpec, loaded: LoadedLift, files: list[Path]
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """CKA between scales on the coarser grid, and CKA and cosine to the true features of twice the size."""
-    from torch.nn.functional import cosine_similarity
-    from tqdm import tqdm
-
-    from pipeline.evaluation.lift_properties import LinearCka, as_samples, pairs_of
-
     gathered = {kind: {pair: LinearCka() for pair in pairs_of(SCALES)} for kind in KINDS}
     cosines: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS[1:]}
     for path in tqdm(files, desc="scales", unit="image"):
@@ -131,10 +128,6 @@ def _cost(
     model: Backbone, spec: FacetSpec, loaded: LoadedLift, image_hw: tuple[int, int], repeats: int
 ) -> dict[str, Any]:
     """Parameters, multiply-adds and, with ``repeats``, seconds of backbone and LiFT at a size."""
-    import torch
-
-    from pipeline.evaluation.lift_properties import count_macs, median_seconds
-
     device = next(model.parameters()).device
     image = torch.randn(1, 3, *image_hw, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
@@ -151,25 +144,20 @@ def _cost(
             "image_hw": list(image_hw),
             "parameters": {
                 "backbone": sum(p.numel() for p in model.parameters()),
-                "lift": sum(
-                    p.numel()
-                    for p in type(loaded.module)(
-                        loaded.module.channels, patch_px=loaded.module.patch_px
-                    ).parameters()
-                ),
+                "lift": loaded.num_parameters,
             },
             "gmacs": {name: round(value / 1e9, 3) for name, value in macs.items()},
             "lift_share_of_macs": round(macs["lift"] / macs["backbone"], 4),
         }
         if repeats:
 
-            def synchronised() -> float:
+            def synchronized() -> float:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 return time.perf_counter()
 
-            times = {"backbone": median_seconds(extract, repeats, synchronised)}
-            times["lift"] = median_seconds(lift, repeats, synchronised)
+            times = {"backbone": median_seconds(extract, repeats, synchronized)}
+            times["lift"] = median_seconds(lift, repeats, synchronized)
             result["seconds"] = {name: round(value, 4) for name, value in times.items()}
             result["lift_share_of_time"] = round(times["lift"] / times["backbone"], 4)
             result["device"] = str(device)
@@ -178,14 +166,7 @@ def _cost(
 
 
 def _draw(model: Backbone, spec: FacetSpec, loaded: LoadedLift, path: Path) -> bytes:
-    """Self-similarity to the image's centre at 224 px, beside the true maps of 448 px, as PNG."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from pipeline.evaluation.lift_properties import self_similarity
-
+    """Self-similarity to the image's center at 224 px, beside the true maps of 448 px, as PNG."""
     scales = _pyramid(model, path)
     found = _features(model, spec, loaded, scales)
     twice = loaded.upsample(scales[224], found["raw"][224], 2)

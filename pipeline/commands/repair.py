@@ -1,41 +1,58 @@
-"""``repair``: mend a backbone's singular defects on a folder of images, without labels."""
+"""``repair``: repair a backbone's singular defects on a folder of images, without labels."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.training.defect_survey import LayerSurvey
-    from pipeline.training.repair import Repairer, RepairSettings
-    from stages.extract.backbone.backbone import Backbone
+from pipeline.core.errors import ConfigError, MediaError, OutputError
+from pipeline.core.files import list_images
+from pipeline.training.defect_survey import (
+    CONTROL_FACTOR,
+    MIN_NORM_RATIO,
+    DefectSurvey,
+    LayerSurvey,
+    defective_layers,
+)
+from pipeline.training.repair import Repairer, RepairSettings, save_backbone
+from pipeline.training.repair_data import load_square
+from pipeline.training.singular_values import clamp_singular_values
+from stages.extract.backbone.backbone import Backbone, load_backbone
+from stages.extract.backbone.device import pick_device
+from stages.extract.backbone.facets import parse_facet
+from stages.extract.repair.sinder import DetectionRule, defect_loss
+from stages.extract.repair.singular_directions import Fit, defect_directions
 
 _SAVE_EVERY = 500
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What the command was asked for, apart from the training's settings."""
+    """The command's options, apart from the training's settings."""
 
     images: list[Path]
     output: Path
     size: int
-    mu: float
-    kernel: int
-    fit: str
+    rule: DetectionRule
+    fit: Fit
     seed: int
     iterations: int
 
     @property
     def progress(self) -> Path:
-        """Where an interrupted repair waits to be continued."""
+        """The progress of an interrupted repair."""
         return self.output.with_name(self.output.name + ".unfinished")
 
 
@@ -48,36 +65,36 @@ def repair(
         float | None,
         typer.Option(help="No training: clamp all singular values to this (the paper tries 2.0, 1.5, 1.3)."),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side in pixels of the centre crop the images are seen at.")] = 518,
+    size: Annotated[int, typer.Option(help="Side of the center crop of every image in pixels.")] = 518,
     iterations: Annotated[
-        int, typer.Option(help="Most images to train on; the folder is gone through again.")
+        int, typer.Option(help="Most images to train on; a smaller folder is used repeatedly.")
     ] = 30000,
-    learning_rate: Annotated[float, typer.Option(help="Of SGD.")] = 0.005,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.005,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
     limit_layers: Annotated[int, typer.Option(help="Blocks up to the defective one that may move.")] = 10,
-    window: Annotated[int, typer.Option(help="Images the stop rule looks back on.")] = 1000,
+    window: Annotated[int, typer.Option(help="Images the stop rule is based on.")] = 1000,
     stop_share: Annotated[float, typer.Option(help="Stop when this share of them has no defects.")] = 0.75,
     mu: Annotated[float, typer.Option(help="Standard deviations that make an outlier.")] = 4.0,
-    kernel: Annotated[int, typer.Option(help="Width of the neighbourhood, 3 or 5.")] = 3,
+    kernel: Annotated[int, typer.Option(help="Width of the neighborhood, 3 or 5.")] = 3,
     fit: Annotated[str, typer.Option(help="Linear fit of the MLPs: exact, or sampled as in the paper.")] = "exact",
-    survey: Annotated[int, typer.Option(help="Images to look for defects on, before and after.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the order of images and of all sampling.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    survey: Annotated[int, typer.Option(help="Images to survey for defects, before and after.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the order of images and of all sampling.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Train even where no real defects are found.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Do not go on from an unfinished repair.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not continue an unfinished repair.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
-    """Mend the defective tokens of a ViT (SINDER): moves its singular values, writes new weights."""
-    from pipeline.core.files import list_images
-    from pipeline.training.repair import RepairSettings
-
-    _check(output, size=size, fit=fit, kernel=kernel, survey=survey, iterations=iterations, overwrite=overwrite)
+    """Repair the defective tokens of a ViT (SINDER): moves its singular values, writes new weights."""
+    _check(output, size=size, survey=survey, iterations=iterations, overwrite=overwrite)
+    linear_fit = _linear_fit(fit)
     settings = RepairSettings(learning_rate, momentum, limit_layers, window, stop_share)
-    job = _Job(list_images(images, recursive=True), output, size, mu, kernel, fit, seed, iterations)
+    job = _Job(
+        list_images(images, recursive=True), output, size, DetectionRule(mu, kernel), linear_fit, seed, iterations
+    )
     model = _load(backbone, weights, device, size)
-    directions = _directions(model, fit, seed)
+    directions = defect_directions(model.vit.blocks, fit=linear_fit, seed=seed)
     sample = _order(len(job.images), seed, 0)[:survey]
-    before = _survey(model, directions, job, sample, "looking for defects")
+    before = _survey(model, directions, job, sample, "survey before")
     _show("before", before, len(sample))
     if clamp is not None:
         _clamp(model, clamp)
@@ -85,65 +102,39 @@ def repair(
         return
     elif not _train(model, directions, job, settings, restart=restart):
         return
-    _show("after", _survey(model, directions, job, sample, "looking again"), len(sample))
+    _show("after", _survey(model, directions, job, sample, "survey after"), len(sample))
     _save(model, job, clamp)
 
 
-def _check(
-    output: Path, *, size: int, fit: str, kernel: int, survey: int, iterations: int, overwrite: bool
-) -> None:
-    from pipeline.core.errors import ConfigError, OutputError
-
+def _check(output: Path, *, size: int, survey: int, iterations: int, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output}: name a .safetensors file")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists already; choose another --output or use --overwrite")
-    if fit not in ("exact", "sampled"):
-        raise ConfigError(f"--fit {fit}: valid are exact and sampled")
-    if kernel not in (3, 5):
-        raise ConfigError(f"--kernel {kernel}: valid are 3 and 5")
     for name, value in (("--survey", survey), ("--iterations", iterations), ("--size", size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
 
+def _linear_fit(name: str) -> Fit:
+    if name == "exact" or name == "sampled":
+        return name
+    raise ConfigError(f"--fit {name}: valid are exact and sampled")
+
+
 def _load(name: str, weights: Path | None, device: str, size: int) -> Backbone:
-    import torch
-
-    from pipeline.core.errors import ConfigError
-    from stages.extract.backbone.backbone import load_backbone
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: valid are auto, cpu and cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device here; use auto or cpu")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model = load_backbone(name, weights=weights, device=chosen)
+    model = load_backbone(name, weights=weights, device=pick_device(device))
     if size < 3 * model.patch_px:
         raise ConfigError(
-            f"--size {size}: a neighbourhood is 3 patches of {model.patch_px} px wide; give at least "
+            f"--size {size}: a neighborhood is 3 patches of {model.patch_px} px wide; give at least "
             f"{3 * model.patch_px}"
         )
     return model
 
 
-def _directions(model: Backbone, fit: str, seed: int) -> Tensor:
-    from stages.extract.repair.singular_directions import defect_directions
-
-    return defect_directions(model.vit.blocks, fit="exact" if fit == "exact" else "sampled", seed=seed)
-
-
 def _survey(model: Backbone, directions: Tensor, job: _Job, sample: Sequence[int], what: str) -> list[LayerSurvey]:
-    """Detections behind every block over the sampled images, nothing changed."""
-    import torch
-    from tqdm import tqdm
-
-    from pipeline.training.defect_survey import DefectSurvey
-    from stages.extract.backbone.facets import parse_facet
-
-    counter = DefectSurvey(
-        directions, num_prefix_tokens=model.num_prefix_tokens, mu=job.mu, kernel=job.kernel, seed=job.seed
-    )
+    """Detections after every block over the sampled images; changes nothing."""
+    counter = DefectSurvey(directions, num_prefix_tokens=model.num_prefix_tokens, rule=job.rule, seed=job.seed)
     model.token_hook = counter
     try:
         with torch.no_grad():
@@ -155,13 +146,7 @@ def _survey(model: Backbone, directions: Tensor, job: _Job, sample: Sequence[int
 
 
 def _images(model: Backbone, job: _Job, order: Iterator[int]) -> Iterator[tuple[int, Tensor]]:
-    """Normalised crops ``(1, 3, S, S)`` with their index; files that cannot be read are passed over, loudly."""
-    import torch
-    from rich.console import Console
-
-    from pipeline.core.errors import MediaError
-    from pipeline.training.repair_data import load_square
-
+    """Normalised crops ``(1, 3, S, S)`` with their index; files that cannot be read are skipped with a warning."""
     size = job.size // model.patch_px * model.patch_px
     device = next(model.parameters()).device
     mean = torch.tensor(model.mean, device=device).view(1, 3, 1, 1)
@@ -181,14 +166,12 @@ def _images(model: Backbone, job: _Job, order: Iterator[int]) -> Iterator[tuple[
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:
-    import numpy as np
-
     order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return order
 
 
 def _endless(count: int, seed: int, skip: int) -> Iterator[int]:
-    """Image indices in a new order every pass, from position ``skip`` on, for ever."""
+    """Image indices in a new order every pass, from position ``skip`` on, without end."""
     epoch, inside = divmod(skip, count)
     while True:
         yield from _order(count, seed, epoch)[inside:]
@@ -196,10 +179,6 @@ def _endless(count: int, seed: int, skip: int) -> Iterator[int]:
 
 
 def _has_defects(survey: Sequence[LayerSurvey]) -> bool:
-    from rich.console import Console
-
-    from pipeline.training.defect_survey import CONTROL_FACTOR, MIN_NORM_RATIO, defective_layers
-
     if defective_layers(survey):
         return True
     detected = max(entry.images for entry in survey)
@@ -207,7 +186,7 @@ def _has_defects(survey: Sequence[LayerSurvey]) -> bool:
         "no block has an image with three outliers"
         if not detected
         else f"what was detected is not {CONTROL_FACTOR:g} times as frequent as along a random direction, or has "
-        f"norms below {MIN_NORM_RATIO:g} times the median: outliers of the picture, not singular defects"
+        f"norms below {MIN_NORM_RATIO:g} times the median: outliers of the image, not singular defects"
     )
     Console().print(
         f"No singular defects found: {reason}. Nothing to repair, no file written (--force trains anyway).",
@@ -217,9 +196,6 @@ def _has_defects(survey: Sequence[LayerSurvey]) -> bool:
 
 
 def _show(when: str, survey: Sequence[LayerSurvey], images: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=f"{when}: detections in {images} images")
     for name in ("block", "images", "random", "tokens", "norm", "largest", "defective"):
         table.add_column(name, justify="right")
@@ -244,23 +220,15 @@ def _show(when: str, survey: Sequence[LayerSurvey], images: int) -> None:
 
 
 def _clamp(model: Backbone, limit: float) -> None:
-    from rich.console import Console
-
-    from pipeline.training.singular_values import clamp_singular_values
-
     cut = clamp_singular_values(model.vit.blocks, limit)
     Console().print(f"clamped {cut} singular values to {limit:g}", highlight=False)
 
 
 def _train(model: Backbone, directions: Tensor, job: _Job, settings: RepairSettings, *, restart: bool) -> bool:
-    """Train in place and fold; False where no image had defects, so that nothing moved."""
-    from rich.console import Console
-
-    from pipeline.training.repair import Repairer
-    from stages.extract.repair.sinder import defect_loss
+    """Train in place and fold; False where no image had defects, so that no weight changed."""
 
     def loss(layer: int, tokens: Tensor) -> Tensor | None:
-        return defect_loss(tokens, directions[layer], mu=job.mu, kernel=job.kernel)
+        return defect_loss(tokens, directions[layer], job.rule)
 
     console = Console(stderr=True)
     repairer = Repairer(model, loss, settings)
@@ -269,13 +237,13 @@ def _train(model: Backbone, directions: Tensor, job: _Job, settings: RepairSetti
         job.progress.unlink(missing_ok=True)
     if job.progress.exists():
         repairer.load_progress(job.progress, identity)
-        console.print(f"going on from {job.progress} after {repairer.iterations} images", highlight=False)
+        console.print(f"continuing {job.progress} after {repairer.iterations} images", highlight=False)
     try:
         _loop(repairer, model, job, identity)
     finally:
-        # Also when interrupted: the same command goes on from here.
+        # Also when interrupted: the same command continues from here.
         repairer.save_progress(job.progress, identity)
-    why = "enough images have no defects" if repairer.finished else "that is all that was asked for"
+    why = "enough images have no defects" if repairer.finished else "--iterations is reached"
     console.print(f"stopped after {repairer.iterations} images: {why}", highlight=False)
     moved = repairer.shift_summary()
     for entry in moved:
@@ -292,8 +260,6 @@ def _train(model: Backbone, directions: Tensor, job: _Job, settings: RepairSetti
 
 
 def _loop(repairer: Repairer, model: Backbone, job: _Job, identity: dict[str, Any]) -> None:
-    from tqdm import tqdm
-
     not_finite = 0
     order = _endless(len(job.images), job.seed, repairer.iterations)
     bar = tqdm(total=job.iterations, initial=repairer.iterations, desc="repair", unit="image", file=sys.stderr)
@@ -313,27 +279,21 @@ def _loop(repairer: Repairer, model: Backbone, job: _Job, identity: dict[str, An
 
 
 def _identity(model: Backbone, job: _Job) -> dict[str, Any]:
-    """What an unfinished repair must share with this one for it to go on."""
-    import hashlib
-
+    """What an unfinished repair must share with this one to be continued."""
     names = "\n".join(str(path) for path in job.images)
     return {
         "backbone": model.name,
         "weights": model.weights_sha256,
         "images": hashlib.sha256(names.encode()).hexdigest(),
         "size": job.size,
-        "mu": job.mu,
-        "kernel": job.kernel,
+        "mu": job.rule.mu,
+        "kernel": job.rule.kernel,
         "fit": job.fit,
         "seed": job.seed,
     }
 
 
 def _save(model: Backbone, job: _Job, clamp: float | None) -> None:
-    from rich.console import Console
-
-    from pipeline.training.repair import save_backbone
-
     made_by = "repair" if clamp is None else f"clamp {clamp:g}"
     save_backbone(model, job.output, {"made_by": made_by, "made_from_sha256": model.weights_sha256})
     job.progress.unlink(missing_ok=True)

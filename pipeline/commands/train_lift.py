@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import torch
 import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
+from tqdm import tqdm
 
-from pipeline.core.files import write_bytes_whole
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.training.lift_data import FeatureCache
-    from pipeline.training.lift_training import History, Trainer, TrainSettings
-    from stages.extract.backbone.backbone import Backbone
-    from stages.extract.backbone.facets import FacetSpec
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import list_images, write_bytes_whole
+from pipeline.training.lift_data import CacheKey, FeatureCache, hash_files
+from pipeline.training.lift_training import History, Trainer, TrainSettings
+from pipeline.training.lift_views import ViewSettings
+from stages.extract.backbone.backbone import Backbone, load_backbone
+from stages.extract.backbone.device import pick_device, pick_precision
+from stages.extract.backbone.facets import FacetSpec
+from stages.extract.lift.module import LiftMetadata, save_lift
 
 Facet = Literal["query", "key", "value", "token"]
 
@@ -29,18 +36,18 @@ def train_lift(
     weights: Annotated[
         str | None, typer.Option(help="File of its weights; bundled or from timm's hub if not given.")
     ] = None,
-    facet: Annotated[Facet, typer.Option(help="What to lift.")] = "key",
-    layer: Annotated[int, typer.Option(help="Its layer, 0-based; negative counts from the end.")] = -1,
+    facet: Annotated[Facet, typer.Option(help="Facet to lift.")] = "key",
+    layer: Annotated[int, typer.Option(help="Layer of the facet, 0-based; negative counts from the end.")] = -1,
     norm: Annotated[bool, typer.Option(help="With the model's final norm (tokens only).")] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for cached features; OUTPUT's folder / lift_cache.")
+        Path | None, typer.Option(help="Folder for cached features; by default lift_cache beside OUTPUT.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the views.")] = 20,
     views: Annotated[int, typer.Option(min=1, help="Views of each image: the whole, then random crops.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Views a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Adam's; the reference has 1e-3.")] = 3e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of Adam; the reference has 1e-3.")] = 3e-4,
     schedule: Annotated[Literal["cosine", "constant"], typer.Option(help="Of the learning rate.")] = "cosine",
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's; 0 is Adam.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Weight decay of AdamW; 0 is Adam.")] = 0.0,
     loss: Annotated[
         Literal["cosine", "l1", "l2"], typer.Option(help="Distance to the finer features.")
     ] = "cosine",
@@ -49,27 +56,22 @@ def train_lift(
         typer.Option(help="How smaller scales are made; strided is the paper's code."),
     ] = "antialiased",
     size: Annotated[int, typer.Option(min=1, help="Largest scale in pixels; a multiple of 4 patches.")] = 448,
-    jitter: Annotated[float, typer.Option(min=0.0, max=0.5, help="Strength of the colour jitter.")] = 0.2,
+    jitter: Annotated[float, typer.Option(min=0.0, max=0.5, help="Strength of the color jitter.")] = 0.2,
     start: Annotated[
         Literal["bilinear", "random"],
         typer.Option(help="Start as bilinear interpolation, or as the paper's code."),
     ] = "bilinear",
     mirror: Annotated[bool, typer.Option(help="Mirror cached views with their features.")] = False,
     held_out: Annotated[int, typer.Option(min=1, help="Images kept for validation.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the convolutions; auto is bf16 on CUDA, else fp32.")
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of the convolutions; auto is bf16 on CUDA, else fp32."),
     ] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run's checkpoint.")] = False,
 ) -> None:
-    """Train LiFT on features of the frozen backbone at three scales; goes on where an earlier run was killed."""
-    from pipeline.training.lift_training import Trainer, TrainSettings
-    from pipeline.training.lift_views import ViewSettings
-    from stages.extract.backbone.backbone import load_backbone
-    from stages.extract.backbone.device import pick_device, pick_precision
-    from stages.extract.backbone.facets import FacetSpec
-
+    """Train LiFT on features of the frozen backbone at three scales; continues a run that was killed."""
     target = pick_device(device)
     model = load_backbone(backbone, weights=weights, device=target)
     spec = FacetSpec(facet, layer, norm).resolved(model.num_layers)
@@ -100,15 +102,13 @@ def train_lift(
 
 
 def _check_options(output: Path, size: int, patch_px: int) -> None:
-    from pipeline.core.errors import ConfigError
-
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output}: must end in .safetensors")
     if size < 8 * patch_px:
         raise ConfigError(f"--size {size} leaves one patch at a quarter of it; give at least {8 * patch_px}")
     if size % (4 * patch_px):
         nearest = max(1, round(size / (4 * patch_px))) * 4 * patch_px
-        raise ConfigError(f"--size {size} is no multiple of 4 patches of {patch_px} px; nearest: {nearest}")
+        raise ConfigError(f"--size {size} is not a multiple of 4 patches of {patch_px} px; nearest: {nearest}")
 
 
 def _cached_features(
@@ -116,17 +116,12 @@ def _cached_features(
     root: Path,
     model: Backbone,
     spec: FacetSpec,
-    view_settings: Any,
+    view_settings: ViewSettings,
     held_out: int,
     views: int,
     device: torch.device,
 ) -> FeatureCache:
-    """The cache with all views filled."""
-    from tqdm import tqdm
-
-    from pipeline.core.files import list_images
-    from pipeline.training.lift_data import CacheKey, FeatureCache, hash_files
-
+    """The cache with all views computed."""
     files = list_images(images, recursive=True)
     key = CacheKey(model.name, str(spec), model.weights_sha256, hash_files(files), held_out, view_settings)
     features = FeatureCache.open(root, key, files)
@@ -147,9 +142,6 @@ def _cached_features(
 
 def _train(trainer: Trainer, device: torch.device) -> float:
     """Run the training with a progress bar; returns its seconds."""
-    import torch
-    from tqdm import tqdm
-
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -175,11 +167,6 @@ def _finish(
     trainer: Trainer, output: Path, model: Backbone, spec: FacetSpec, features: FeatureCache, seconds: float
 ) -> None:
     """Write the file, its log and the curve, and print the held-out scores."""
-    import json
-    from dataclasses import asdict
-
-    from stages.extract.lift.module import LiftMetadata, save_lift
-
     scores = trainer.history.epochs[-1]
     facts = {
         "settings": asdict(trainer.settings),
@@ -208,21 +195,16 @@ def _finish(
 
 def plot_curve(history: History, settings: TrainSettings) -> bytes:
     """The loss of every step and the held-out cosines of every epoch, as PNG."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot(history.losses, linewidth=0.6)
     left.set(xlabel="step", ylabel=f"{settings.loss} loss, both scales", yscale="log", title="Training")
-    for level, colour, what in ((1, "tab:blue", "full size"), (2, "tab:orange", "half size")):
+    for level, color, what in ((1, "tab:blue", "full size"), (2, "tab:orange", "half size")):
         epochs = range(1, len(history.epochs) + 1)
-        right.plot(epochs, [e[f"lift_{level}"] for e in history.epochs], color=colour, label=f"LiFT, {what}")
+        right.plot(epochs, [e[f"lift_{level}"] for e in history.epochs], color=color, label=f"LiFT, {what}")
         right.plot(
-            epochs, [e[f"bilinear_{level}"] for e in history.epochs], "--", color=colour, label=f"bilinear, {what}"
+            epochs, [e[f"bilinear_{level}"] for e in history.epochs], "--", color=color, label=f"bilinear, {what}"
         )
     right.set(xlabel="epoch", ylabel="held-out cosine", title="Held-out images")
     right.legend()

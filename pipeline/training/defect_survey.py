@@ -1,9 +1,9 @@
 """Whether a model has singular defects at all: a survey over images, with a control.
 
-The detection threshold is relative to the image, so some tokens pass it in any model. Two things tell real
-defects: the detected tokens' norms stand out (an order of magnitude in DINOv2 ViT-g/14), and a random direction
-detects far fewer of them than the singular-defect direction does. Both are in Wang, Zhang, Salzmann, SINDER, ECCV
-2024; putting a number on them, to say when there is nothing to repair, is ours.
+The detection threshold is relative to the image, so some tokens pass it in any model. Real defects have two
+marks: the norms of the detected tokens stand out (an order of magnitude in DINOv2 ViT-g/14), and a random
+direction detects far fewer of them than the singular-defect direction does. Both are in Wang, Zhang, Salzmann,
+SINDER, ECCV 2024; the thresholds that decide when there is nothing to repair are ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.extract.repair.sinder import DEFAULT_MU, MIN_DEFECTS, find_defects
+from stages.extract.repair.sinder import DEFAULT_RULE, DetectionRule, find_defects, patch_tokens
 
 MIN_NORM_RATIO = 2.0
 """Detected tokens of a real defect have at least this many times the median norm of their image."""
@@ -25,11 +25,11 @@ CONTROL_FACTOR = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LayerSurvey:
-    """What was seen behind one block.
+    """What was detected after one block.
 
     Attributes:
         layer: 0-based.
-        images: Images with at least three detected tokens.
+        images: Images with enough detected tokens (``DetectionRule.minimum``).
         tokens: Detected tokens in those images.
         control_images: The same as ``images``, along a random direction.
         norm_ratio: Mean norm of the detected tokens over the median of their image; 0 without detections.
@@ -50,7 +50,7 @@ class LayerSurvey:
 
 
 class DefectSurvey:
-    """Counts detections behind every block; a ``Backbone.token_hook`` that changes nothing.
+    """Counts detections after every block; a ``Backbone.token_hook`` that changes nothing.
 
     Invariant: counts grow over all forwards; make a new survey for another question.
     """
@@ -60,35 +60,30 @@ class DefectSurvey:
         directions: Tensor,
         *,
         num_prefix_tokens: int,
-        mu: float = DEFAULT_MU,
-        kernel: int = 3,
-        minimum: int = MIN_DEFECTS,
+        rule: DetectionRule = DEFAULT_RULE,
         seed: int = 0,
     ) -> None:
         """Survey along these directions.
 
         Args:
             directions: ``(blocks, C)`` from ``defect_directions``.
-            num_prefix_tokens: CLS and register tokens in front of the patch tokens.
-            mu: See ``detect_defects``.
-            kernel: 3 or 5; a rim of ``kernel // 2`` is excluded.
-            minimum: Least number of detected tokens for an image to count.
-            seed: Of the random control directions, one a block.
+            num_prefix_tokens: CLS and register tokens before the patch tokens.
+            rule: When a token counts as defective.
+            seed: Of the random control directions, one per block.
         """
         generator = torch.Generator().manual_seed(seed)
         self._directions = directions
         self._control = torch.randn(directions.shape, generator=generator)
         self._prefix = num_prefix_tokens
-        self._mu, self._kernel, self._minimum = mu, kernel, minimum
+        self._rule = rule
         layers = len(directions)
         self.num_images = 0
         self._images, self._tokens, self._control_images = [0] * layers, [0] * layers, [0] * layers
         self._ratios, self._largest = [0.0] * layers, [0.0] * layers
 
     def __call__(self, layer: int, tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """Count the tokens ``(B, prefix + h * w, C)`` behind block ``layer``; returns them as they are."""
-        batch, _, channels = tokens.shape
-        patches = tokens[:, self._prefix :].detach().reshape(batch, *grid_hw, channels)
+        """Count the tokens ``(B, prefix + h * w, C)`` after block ``layer``; returns them as they are."""
+        patches = patch_tokens(tokens.detach(), self._prefix, grid_hw)
         norms = torch.linalg.vector_norm(patches.float(), dim=-1)
         ratios = norms / norms.flatten(1).median(dim=1).values[:, None, None].clamp_min(1e-12)
         found = self._found(patches, self._directions[layer])
@@ -99,14 +94,14 @@ class DefectSurvey:
         control = self._found(patches, self._control[layer])
         self._control_images[layer] += int(control.flatten(1).any(dim=1).sum())
         if layer == 0:
-            self.num_images += batch
+            self.num_images += len(tokens)
         return tokens
 
     def _found(self, patches: Tensor, direction: Tensor) -> Tensor:
-        return find_defects(patches, direction, mu=self._mu, kernel=self._kernel, minimum=self._minimum)[1]
+        return find_defects(patches, direction, self._rule)[1]
 
     def result(self) -> list[LayerSurvey]:
-        """One entry a block, in order."""
+        """One entry per block, in order."""
         images = max(self.num_images, 1)
         return [
             LayerSurvey(

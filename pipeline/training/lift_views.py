@@ -1,12 +1,12 @@
-"""Views of images for training LiFT: which there are, how one is drawn, and the scales it is seen at.
+"""Views of images for training LiFT: crops, augmentation and scales.
 
-Suri et al., LiFT, ECCV 2024, section 3.2: a square view is seen at 448, 224 and 112 px.
+Suri et al., LiFT, ECCV 2024, section 3.2: a square view is used at 448, 224 and 112 px.
 
 Differs from the reference:
 
 - Views after the first are random crops with flips, for image sets much smaller than ImageNet. The first view
-  is the whole image made square, as there. All training views are colour-jittered.
-- The smaller scales are anti-aliased resizes by default; ``strided`` picks every second pixel as there.
+  is the whole image resized to a square, as there. All training views are color-jittered.
+- The smaller scales are antialiased resizes by default; ``strided`` picks every second pixel as there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-import pipeline.core.torchvision_ops  # noqa: F401  (before torchvision)
+from torchvision.transforms import functional as adjust
 
 Subsampling = Literal["antialiased", "strided"]
 NUM_SCALES = 3
@@ -29,14 +28,14 @@ NUM_SCALES = 3
 
 @dataclass(frozen=True, slots=True)
 class ViewSettings:
-    """How views are made.
+    """Settings of the views.
 
     Attributes:
-        size_px: Side of the largest scale; the others are a half and a quarter of it.
+        size_px: Side length of the largest scale; the others are a half and a quarter of it.
         subsampling: How the smaller scales are made.
-        jitter: Largest change of brightness, contrast and saturation (factors) and of hue (turns).
+        jitter: Largest change of brightness, contrast and saturation (factors) and of hue (fractions of a turn).
         min_crop: Smallest share of the image's area a crop has, in (0, 1].
-        seed: Of all random choices.
+        seed: Seed of all random choices.
     """
 
     size_px: int = 448
@@ -61,7 +60,7 @@ class Augmentation:
         brightness: Factor.
         contrast: Factor.
         saturation: Factor.
-        hue: Turn in [-0.5, 0.5].
+        hue: Shift in fractions of a turn, in [-0.5, 0.5].
     """
 
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -97,18 +96,16 @@ def draw_augmentation(settings: ViewSettings, image_index: int, view: int) -> Au
 
 
 def make_view(image: npt.NDArray[np.uint8], choice: Augmentation, size_px: int) -> Tensor:
-    """Crop, make square, flip and jitter.
+    """Crop, resize to a square, flip and jitter.
 
     Args:
         image: uint8 ``(H, W, 3)``, RGB.
-        choice: What to do.
-        size_px: Side of the result.
+        choice: The augmentation.
+        size_px: Side length of the result.
 
     Returns:
         float32 ``(3, S, S)`` in [0, 1].
     """
-    from torchvision.transforms import functional as adjust
-
     height, width = image.shape[:2]
     top, left = round(choice.crop[0] * height), round(choice.crop[1] * width)
     bottom = max(top + 1, round((choice.crop[0] + choice.crop[2]) * height))

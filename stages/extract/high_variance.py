@@ -1,18 +1,17 @@
-"""Dropping the few feature dimensions whose variance drowns the rest.
+"""Dropping the few feature channels whose variance dominates the rest.
 
-In features of MAE-like models a small set of dimensions varies far more than all others, and not with the
-content; nearest neighbours in the full space then compare little else. Dropping the most variable dimensions
-(200 of 768 for MAE ViT-B) mends most of it; DINO, DINOv2 and supervised models neither gain nor lose.
+In features of MAE-like models a small set of channels varies far more than all others, and not with the content;
+nearest neighbors in the full space then depend on little else. Dropping the most variable channels (200 of 768
+for MAE ViT-B) recovers most of the loss; DINO, DINOv2 and supervised models neither gain nor lose.
 
 Source: Analyzing Local Representations of Self-supervised Vision Transformers (2024), high-variance features.
 Differs from the reference: the variance is estimated from the first frames of a video (or the indices are
-given), because a stream shows no data set; the paper finds the index sets of two data sets nearly equal.
+given), because a stream has no data set; the paper finds the index sets of two data sets nearly equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Packet
+from pipeline.core.state import State, packet_from_state, packet_state
 
 
 class ChannelVariance:
-    """Per-dimension variance over any number of feature maps, one map at a time.
+    """Per-channel variance over any number of feature maps, one map at a time.
 
     Mean and sum of squared deviations are merged map by map in float64 (Chan's pairwise update), so the result
     is that of one pass over all patches together, and memory is two vectors.
@@ -42,7 +42,7 @@ class ChannelVariance:
         self._squares: Tensor | None = None
 
     def update(self, features: Tensor) -> None:
-        """Take in a map ``(C, ...)``; every position is one patch.
+        """Add a map ``(C, ...)``; every position is one patch.
 
         Raises:
             ValueError: The number of channels changed.
@@ -65,14 +65,25 @@ class ChannelVariance:
         self.count = total
 
     def value(self) -> Tensor:
-        """The population variance of every dimension, float64 ``(C,)``.
+        """The population variance of every channel, float64 ``(C,)``.
 
         Raises:
-            ValueError: Nothing was taken in yet.
+            ValueError: Nothing was added yet.
         """
         if self._squares is None:
-            raise ValueError("no features were taken in: there is no variance yet")
+            raise ValueError("no features were added: there is no variance yet")
         return self._squares / self.count
+
+    def state(self) -> State:
+        """The sums so far."""
+        return {"count": self.count, "mean": self._mean, "squares": self._squares}
+
+    def restore(self, state: State, device: torch.device | str = "cpu") -> None:
+        """Go on from :meth:`state`, with the sums on ``device``."""
+        self.count = state["count"]
+        self._mean, self._squares = (
+            None if state[name] is None else state[name].to(device) for name in ("mean", "squares")
+        )
 
 
 def highest_variance(variance: Tensor, drop: int) -> list[int]:
@@ -108,11 +119,11 @@ class HighVarianceFilter:
     """A stream of packets with the most variable channels of ``Features.data`` dropped.
 
     Without given indices, the first ``sample_frames`` packets are held back, their variance chooses the
-    channels, and then all go on, so every packet of a video has the same channels. Only the main facet
+    channels, and then all are passed on, so every packet of a video has the same channels. Only the main facet
     (``Features.data``) changes: the indices mean nothing to another facet.
 
     Invariant: packets leave in the order they came, and none is lost; at most ``sample_frames`` are held. The
-    choice stays for the life of the object; make a new one for another video.
+    choice stays until :meth:`reset`.
 
     Attributes:
         indices: The dropped channels, ascending; None until they are known.
@@ -153,42 +164,66 @@ class HighVarianceFilter:
         self.drop = len(indices) if indices is not None else drop
         self.sample_frames = sample_frames
         self.indices: list[int] | None = None if indices is None else sorted(indices)
-        self._given = indices is not None
-        self._sampled = 0
-        self._share: float | None = None
-        self._kept: Tensor | None = None
+        self._given = self.indices
+        self.reset()
         if channels is not None and self.indices is not None:
             kept_channels(channels, self.indices)
         if channels is not None:
             self._require_some_left(channels)
 
+    def reset(self) -> None:
+        """Forget the sample and what was chosen from it; given indices stay."""
+        self.indices = self._given
+        self._held: list[Packet] = []
+        self._variance = ChannelVariance()
+        self._sampled = 0
+        self._share: float | None = None
+        self._kept: Tensor | None = None
+
+    def state(self) -> State:
+        """The held packets, their variance, and the choice."""
+        return {
+            "held": [packet_state(packet) for packet in self._held],
+            "variance": self._variance.state(),
+            "sampled": self._sampled,
+            "share": self._share,
+            "indices": self.indices,
+        }
+
+    def restore(self, state: State, device: torch.device | str = "cpu") -> None:
+        """Go on from :meth:`state`, with the features on ``device``."""
+        self.reset()
+        self._held = [packet_from_state(packet, device) for packet in state["held"]]
+        self._variance.restore(state["variance"], device)
+        self._sampled, self._share = state["sampled"], state["share"]
+        self.indices = None if state["indices"] is None else list(state["indices"])
+
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Drop the channels of every packet that has features.
+        """Drop the channels of every packet that has features; see :meth:`take`."""
+        for packet in packets:
+            yield from self.take(packet)
+        yield from self.flush()
+
+    def take(self, packet: Packet) -> list[Packet]:
+        """Take the next packet; returns what can go on: nothing while the sample grows, then all of it.
 
         Raises:
             ConfigError: The features have too few channels, or a given index does not exist.
         """
-        source = iter(packets)
-        if self.indices is None and self.drop:
-            held = self._sample(source)
-            while held:
-                yield self._apply(held.popleft())
-        for packet in source:
-            yield self._apply(packet)
+        if self.indices is not None or not self.drop:
+            return [self._apply(packet)]
+        self._held.append(packet)
+        if packet.features is not None:
+            self._variance.update(packet.features.data)
+            self._sampled += 1
+        return self.flush() if len(self._held) >= self.sample_frames else []
 
-    def _sample(self, source: Iterator[Packet]) -> deque[Packet]:
-        held: deque[Packet] = deque()
-        variance = ChannelVariance()
-        for packet in source:
-            held.append(packet)
-            if packet.features is not None:
-                variance.update(packet.features.data)
-                self._sampled += 1
-            if len(held) >= self.sample_frames:
-                break
-        if self._sampled:
-            self._choose(variance.value())
-        return held
+    def flush(self) -> list[Packet]:
+        """Choose from the sample as it is, at the end of a video or of the sample, and return what was held."""
+        if self._sampled and self.indices is None:
+            self._choose(self._variance.value())
+        held, self._held, self._variance = self._held, [], ChannelVariance()
+        return [self._apply(packet) for packet in held]
 
     def _require_some_left(self, channels: int) -> None:
         if self.drop >= channels:
@@ -215,11 +250,11 @@ class HighVarianceFilter:
     def report(self) -> dict[str, Any]:
         """What was dropped, JSON-ready: given or estimated, from how many frames, and the indices.
 
-        ``variance_share`` is the part of the sample's total variance that lay in the dropped channels.
+        ``variance_share`` is the share of the sample's total variance that was in the dropped channels.
         """
         return {
             "dropped": len(self.indices or ()),
-            "source": "given" if self._given else "estimated",
+            "source": "estimated" if self._given is None else "given",
             "sampled_frames": self._sampled,
             "variance_share": self._share,
             "indices": self.indices,

@@ -1,8 +1,8 @@
-"""Log-binned descriptors: every cell also describes its surroundings, coarser the farther away.
+"""Log-binned descriptors: every cell also describes its surroundings, coarser with growing distance.
 
-Amir et al. 2021, section 3.2: around each cell, the features of its neighbours are averaged over bins that grow
-with the distance, and all bins are concatenated. The paper speaks of three hierarchies and 17 bins; two levels
-(windows of 1 and 3 cells) make 17, which is what is built here by default.
+Amir et al. 2021, section 3.2: around each cell, the features of its neighbors are averaged over bins that grow
+with the distance, and all bins are concatenated. The paper names three hierarchies and 17 bins; two levels
+(windows of 1 and 3 cells) have 17, which is the default here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 def log_bin(features: Tensor, hierarchy: int = 2) -> Tensor:
     """Concatenate each cell with averages of its surroundings.
 
-    Level k averages windows of ``3**k`` cells, the border's own cells only, and reads them at the eight
-    neighbours ``3**k`` away (and at the cell itself on level 0). A position outside the grid reads the nearest
+    Level k averages windows of ``3**k`` cells, cells inside the grid only, and reads them at the eight
+    neighbors ``3**k`` away (and at the cell itself on level 0). A position outside the grid reads the nearest
     cell inside.
 
     Args:

@@ -1,78 +1,26 @@
 """Stage 2: dense features of every frame from a frozen ViT.
 
-Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once, with
-LiFT right behind it. What leaves is one packet a frame, in order, with its features on the backbone's device.
-On CUDA a batch is copied while the one before is computed, and nothing here waits for the device, except the small
-eigenproblem of the ``ncut`` and ``first_pc`` saliency.
+Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once, followed
+by LiFT. One packet per frame leaves, in order, with its features on the backbone's device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
-from torch import Tensor
 
-from pipeline.core.config import StrictModel
-from pipeline.core.errors import ConfigError
-from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Frame, Packet
+from pipeline.core.state import State, packet_from_state, packet_state
 from stages.extract.backbone.backbone import Backbone, load_backbone
-from stages.extract.backbone.device import Precision, autocast, pick_device, pick_precision, store_matmul_weights
-from stages.extract.backbone.facets import FacetSpec, parse_facet
-from stages.extract.backbone.registry import PositionConvention
+from stages.extract.config import ExtractConfig
+from stages.extract.finite import first_not_finite
 from stages.extract.high_variance import HighVarianceFilter
-from stages.extract.lift.choice import choose_lift
-from stages.extract.lift.module import LoadedLift
 from stages.extract.log_binning import log_bin
-from stages.extract.repair.sinder import DefectSmoother
-from stages.extract.repair.singular_directions import defect_directions
-from stages.extract.resize import ResizeMethod, model_input_size
-from stages.extract.saliency import SaliencyCue, SaliencyEstimator, pick_cue
-from stages.extract.upload import Uploader
-
-
-class ExtractConfig(StrictModel):
-    """Settings of the extract stage; ``configs/default.yaml`` explains every field."""
-
-    enabled: bool = True
-    backbone: str = "dinov2_vits14"
-    weights: str | None = None
-    facets: tuple[str, ...] = ("key@11",)
-    short_side: PositiveInt | None = 280
-    long_side_multiple: PositiveInt | None = None
-    input_hw: tuple[PositiveInt, PositiveInt] | None = None
-    resize: ResizeMethod = "area"
-    stride_px: PositiveInt | None = None
-    position: PositionConvention | None = None
-    std_r: Annotated[float, Field(gt=0)] | None = None
-    log_bins: NonNegativeInt = 0
-    normalize: bool = False
-    saliency: SaliencyCue = "auto"
-    cls: Literal["facet", "final", "none"] = "facet"
-    lift: str = "none"
-    lift_iterations: PositiveInt = 1
-    repair: Literal["none", "smooth"] = "none"
-    drop_high_variance: NonNegativeInt = 0
-    high_variance_indices: tuple[NonNegativeInt, ...] | None = None
-    batch_size: PositiveInt | Literal["auto"] = "auto"
-    device: str = "auto"
-    precision: Precision = "auto"
-
-    @model_validator(mode="after")
-    def _check_facets(self) -> ExtractConfig:
-        if not self.facets:
-            raise ValueError("facets must name at least one facet, for example key@11")
-        for text in self.facets:
-            try:
-                parse_facet(text)
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        return self
+from stages.extract.model import FeatureModel
 
 
 class Extractor:
@@ -80,6 +28,14 @@ class Extractor:
 
     Invariant: every frame that goes in comes out; at most one batch of frames waits inside (and the sample that
     high-variance channels are chosen from). The batch only ever shrinks, when the device runs out of memory.
+
+    A call is one video. The next call, unless it follows :meth:`restore`, is another one and starts with
+    :meth:`reset`.
+
+    Attributes:
+        current_index: Index of the frame in work, of a batch its first one; None before the first frame.
+        batch_size: Frames per forward.
+        warnings: One line each.
     """
 
     def __init__(self, config: ExtractConfig, *, backbone: Backbone | None = None) -> None:
@@ -91,44 +47,73 @@ class Extractor:
                 ``stride_px`` and ``position`` of the config are not read.
 
         Raises:
-            ConfigError: A device that is not there; a facet, layer, stride or cue that the model does not have.
+            ConfigError: A device that does not exist; a facet, layer, stride, cue or input size that the model
+                does not support.
             WeightsError: Weights that are missing or do not fit.
         """
         self.config = config
-        self.warnings: list[str] = []
-        self.device = pick_device(config.device)
-        self.precision = pick_precision(config.precision, self.device)
         self.backbone = backbone or load_backbone(
             config.backbone, weights=config.weights, stride_px=config.stride_px, position=config.position
         )
-        self.facets: tuple[FacetSpec, ...] = tuple(parse_facet(text) for text in config.facets)
-        self._names = [str(spec) for spec in self.facets]
-        for spec in self.facets:
-            spec.resolved(self.backbone.num_layers)
-        self.cue = pick_cue(config.saliency, self.backbone)
-        self._saliency = SaliencyEstimator(
-            self.cue, self.facets, self.backbone.num_layers, final_cls=config.cls == "final"
-        )
-        extra = () if self._saliency.spec is None else (self._saliency.spec,)
-        self._asked = tuple({str(spec): spec for spec in (*self.facets, *extra)}.values())
-        self._lift = _load_lift(config, self.backbone, self.facets[0], self.device)
-        self._smoother = _attach_smoother(config, self.backbone)
+        self._model = FeatureModel(config, self.backbone)
+        self.facets, self.cue = self._model.facets, self._model.cue
+        self.device, self.precision = self._model.device, self._model.precision
         self._filter = _channel_filter(config, self.backbone.embed_dim)
-        self.backbone.to(self.device)
-        store_matmul_weights(self.backbone.vit, self.precision)
         self.batch_size = config.batch_size if config.batch_size != "auto" else _default_batch(self.device)
-        self._upload = Uploader(self.device, config.resize)
-        self._scale, self._shift = _normalisation(config, self.backbone, self.device)
-        self._input_hw: tuple[int, int] | None = None
-        self._grid: PatchGrid | None = None
-        self._num_frames = 0
+        self.warnings: list[str] = []
+        self.reset()
 
-    def __call__(self, packets: Iterable[Frame]) -> Iterator[Packet]:
-        """Yield a packet with features for every frame of one video; the next call is another video."""
-        self._num_frames, self._filter = 0, _channel_filter(self.config, self.backbone.embed_dim)
+    def reset(self) -> None:
+        """Forget the video; the models, the settings and a batch size that had to shrink stay."""
         self.warnings.clear()
-        extracted = self._batches(packets)
-        for packet in extracted if self._filter is None else self._filter(extracted):
+        self.current_index: int | None = None
+        self._waiting: list[Frame] = []
+        self._input_hw: tuple[int, int] | None = None
+        self._grid_hw: tuple[int, int] | None = None
+        self._num_frames = 0
+        self._started = False
+        self._model.reset()
+        if self._filter is not None:
+            self._filter.reset()
+
+    def state(self) -> State:
+        """Everything that decides about the packets to come: waiting frames, held packets, counts."""
+        return {
+            "waiting": [packet_state(Packet(frame)) for frame in self._waiting],
+            "batch_size": self.batch_size,
+            "current_index": self.current_index,
+            "input_hw": self._input_hw,
+            "grid_hw": self._grid_hw,
+            "num_frames": self._num_frames,
+            "warnings": list(self.warnings),
+            "model": self._model.state(),
+            "filter": None if self._filter is None else self._filter.state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`: the next call continues that video, with the same batches."""
+        self.reset()
+        self._waiting = [packet_from_state(item).frame for item in state["waiting"]]
+        self.batch_size = state["batch_size"]
+        self.current_index = state["current_index"]
+        self._input_hw, self._grid_hw = (
+            None if state[name] is None else (state[name][0], state[name][1]) for name in ("input_hw", "grid_hw")
+        )
+        self._num_frames = state["num_frames"]
+        self.warnings.extend(state["warnings"])
+        self._model.restore(state["model"])
+        if self._filter is not None:
+            self._filter.restore(state["filter"], self.device)
+
+    def __call__(self, frames: Iterable[Frame]) -> Iterator[Packet]:
+        """Yield a packet with features for every frame of one video."""
+        if self._started:
+            self.reset()
+        self._started = True
+        for frame in frames:
+            yield from self._take(frame)
+        yield from self._extract_waiting()
+        for packet in () if self._filter is None else self._filter.flush():
             yield self._finish(packet)
 
     def report(self) -> dict[str, Any]:
@@ -136,7 +121,7 @@ class Extractor:
         facts: dict[str, Any] = {
             "backbone": self.backbone.name,
             "weights_sha256": self.backbone.weights_sha256,
-            "facets": self._names,
+            "facets": [str(spec) for spec in self.facets],
             "saliency": self.cue,
             "device": str(self.device),
             "precision": str(self.precision).removeprefix("torch."),
@@ -144,29 +129,31 @@ class Extractor:
             "stride_px": self.backbone.stride_px,
             "position": self.backbone.position,
             "input_hw": self._input_hw,
-            "grid_hw": None if self._grid is None else self._grid.grid_hw,
+            "grid_hw": self._grid_hw,
             "frames": self._num_frames,
         }
-        if self._lift is not None:
-            facts["lift"] = {"iterations": self.config.lift_iterations, **self._lift.report()}
-        if self._smoother is not None:
-            facts["repair"] = self._smoother.report()
+        if self._model.lift is not None:
+            facts["lift"] = {"iterations": self.config.lift_iterations, **self._model.lift.report()}
+        if self._model.smoother is not None:
+            facts["repair"] = self._model.smoother.report()
         if self._filter is not None:
             facts["high_variance"] = self._filter.report()
         return facts
 
-    def _batches(self, frames: Iterable[Frame]) -> Iterator[Packet]:
-        batch: list[Frame] = []
-        for frame in frames:
-            if batch and frame.image_hw != batch[0].image_hw:
-                yield from self._extract(batch)
-                batch = []
-            batch.append(frame)
-            if len(batch) >= self.batch_size:
-                yield from self._extract(batch)
-                batch = []
-        if batch:
-            yield from self._extract(batch)
+    def _take(self, frame: Frame) -> Iterator[Packet]:
+        """Put a frame into the batch; yields the packets of batches that are full."""
+        self.current_index = frame.index
+        if self._waiting and frame.image_hw != self._waiting[0].image_hw:
+            yield from self._extract_waiting()
+        self._waiting.append(frame)
+        if len(self._waiting) >= self.batch_size:
+            yield from self._extract_waiting()
+
+    def _extract_waiting(self) -> Iterator[Packet]:
+        frames, self._waiting = self._waiting, []
+        for packet in self._extract(frames) if frames else ():
+            for chosen in (packet,) if self._filter is None else self._filter.take(packet):
+                yield self._finish(chosen)
 
     def _extract(self, frames: list[Frame]) -> Iterator[Packet]:
         """Packets of a batch; halves it as often as the device's memory demands."""
@@ -193,62 +180,38 @@ class Extractor:
         yield from self._extract(frames[:half])
         yield from self._extract(frames[half:])
 
-    @torch.inference_mode()
-    def _features(self, frames: list[Frame]) -> list[Features]:
-        image_hw = frames[0].image_hw
-        input_hw = self.config.input_hw or model_input_size(
-            image_hw, self.config.short_side, self.backbone.patch_px, self.config.long_side_multiple
-        )
-        pixels = self._upload([frame.image for frame in frames], input_hw)
-        images = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2).float(), self._scale)
-        cls: Any = self.config.cls if self.config.cls != "none" and self.backbone.has_cls else False
-        with autocast(self.device, self.precision):
-            output = self.backbone(images, self._asked, saliency=self.cue == "cls_attention", cls=cls)
-        maps = {name: output.maps[name].float() for name in self._names}
-        saliency = self._saliency(output, maps[self._names[0]])
-        grid = self.backbone.grid(image_hw, input_hw)
-        if self._lift is not None:
-            maps, saliency, grid = self._lifted(self._lift, images, maps, saliency, grid)
-        self._input_hw, self._grid = input_hw, grid
-        main, *further = self._names
-        return [
-            Features(
-                data=maps[main][i],
-                grid=grid,
-                saliency=None if saliency is None else saliency[i],
-                cls=None if output.cls is None else output.cls[i].float(),
-                extra={name: maps[name][i] for name in further},
-            )
-            for i in range(len(frames))
-        ]
+    def _warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
 
-    def _lifted(
-        self,
-        lift: LoadedLift,
-        images: Tensor,
-        maps: dict[str, Tensor],
-        saliency: Tensor | None,
-        grid: PatchGrid,
-    ) -> tuple[dict[str, Tensor], Tensor | None, PatchGrid]:
-        """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
-        main = self._names[0]
-        with autocast(self.device, self.precision):
-            lifted = lift.upsample(
-                images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
-            ).float()
-        for _ in range(self.config.lift_iterations):
-            grid = grid.subdivided(2)
-        maps = {
-            name: lifted if name == main else F.interpolate(values, size=grid.grid_hw, mode="bilinear")
-            for name, values in maps.items()
-        }
-        if saliency is not None:
-            saliency = F.interpolate(saliency[:, None], size=grid.grid_hw, mode="bilinear")[:, 0]
-        return maps, saliency, grid
+    def _features(self, frames: list[Frame]) -> list[Features]:
+        """Features of frames of one size.
+
+        Raises:
+            FloatingPointError: A value that is not finite; names the frame and the facet.
+        """
+        self.current_index = frames[0].index
+        input_hw, wanted_hw = self._model.input_size(frames[0].image_hw)
+        if input_hw != wanted_hw:
+            self._warn(
+                f"extract: frames of {_size(frames[0].image_hw)} px would be {_size(wanted_hw)} px at the model; "
+                f"scaled down to {_size(input_hw)} px to keep within extract.max_cells = {self.config.max_cells}"
+            )
+        features = self._model([frame.image for frame in frames], input_hw)
+        self._input_hw, self._grid_hw = input_hw, features[0].grid.grid_hw
+        bad = first_not_finite(features, self._model.names)
+        if bad is not None:
+            self.current_index = index = frames[bad.image].index
+            hint = "" if self.precision == torch.float32 else " or set extract.precision to fp32"
+            raise FloatingPointError(
+                f"frame {index}: {bad.count} of {bad.total} values of {bad.facet} are not finite; check the "
+                f"weights{hint}"
+            )
+        return features
 
     @torch.inference_mode()
     def _finish(self, packet: Packet) -> Packet:
-        """Log binning and normalisation, which see the channels that are left."""
+        """Log binning and normalization, which see the channels that are left."""
         features = packet.features
         if features is None or not (self.config.log_bins or self.config.normalize):
             return packet
@@ -265,40 +228,11 @@ def _default_batch(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 4
 
 
-def _normalisation(config: ExtractConfig, backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and offset from uint8 to normalised values, each ``(1, 3, 1, 1)``."""
-    mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor((config.std_r or backbone.std[0], *backbone.std[1:]), device=device).view(1, 3, 1, 1)
-    return 1 / (255 * std), -mean / std
+def _size(height_width: tuple[int, int]) -> str:
+    return f"{height_width[0]} x {height_width[1]}"
 
 
 def _channel_filter(config: ExtractConfig, channels: int) -> HighVarianceFilter | None:
     if not config.drop_high_variance and config.high_variance_indices is None:
         return None
     return HighVarianceFilter(config.drop_high_variance, indices=config.high_variance_indices, channels=channels)
-
-
-def _attach_smoother(config: ExtractConfig, backbone: Backbone) -> DefectSmoother | None:
-    """Mend defective tokens inside the backbone's forward, where the config asks for it."""
-    if config.repair == "none":
-        return None
-    directions = defect_directions(list(backbone.vit.blocks), fit="exact")
-    smoother = DefectSmoother(
-        directions.to(pick_device(config.device)), num_prefix_tokens=backbone.num_prefix_tokens
-    )
-    backbone.token_hook = smoother
-    return smoother
-
-
-def _load_lift(
-    config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device
-) -> LoadedLift | None:
-    """The LiFT module for the main facet, or None.
-
-    Raises:
-        ConfigError: A file made for another backbone, facet or layer.
-    """
-    if config.lift == "none":
-        return None
-    loaded = choose_lift(config.lift, backbone, spec)
-    return None if loaded is None else loaded.prepared(device)

@@ -1,8 +1,8 @@
-"""Frames to the model's device as one uint8 batch, beside the device's other work.
+"""Upload of frames to the model's device as one uint8 batch, in parallel to the device's other work.
 
 On CUDA a batch is written into page-locked memory and copied on a stream of its own, so the copy runs while the
-device still computes the batch before. Two buffers take turns; a buffer is written again only once its copy is
-done.
+device still computes the previous batch. Two buffers alternate; a buffer is reused only after its copy has
+finished.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Uploader:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], size_hw: tuple[int, int]) -> Tensor:
-        """Resize uint8 RGB images ``(H, W, 3)`` and give them as uint8 ``(B, h, w, 3)`` on the device."""
+        """Resize uint8 RGB images ``(H, W, 3)`` and return them as uint8 ``(B, h, w, 3)`` on the device."""
         shape = (len(images), *size_hw, 3)
         if self._stream is None:
             batch = np.empty(shape, np.uint8)

@@ -1,9 +1,9 @@
 """Pictures of features: joint PCA, saliency, similarity to a point, norms.
 
-Everything that scales colours (the PCA's basis, the range of norms) is fixed from a sample of the whole video
-before the first picture is made, so a colour means the same in every frame and nothing flickers.
+Everything that scales colors (the basis of the PCA, the range of norms) is fixed from a sample of the whole video
+before the first picture is drawn, so a color means the same in every frame and nothing flickers.
 
-PCA view: Amir et al. 2021, figure 2 (one basis for all images, descriptors centred and not normalised).
+PCA view: Amir et al. 2021, figure 2 (one basis for all images, descriptors centered and not normalized).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _KEPT_PER_FRAME = 512
 
 
 class JointPca:
-    """Principal components of the descriptors of many frames, met one frame at a time.
+    """Principal components of the descriptors of many frames, added frame by frame.
 
-    Only sums are kept, and up to 512 descriptors a frame to set the colours' ranges. :meth:`fit` ends the
-    collection; colours are the same function of the descriptor from then on.
+    Only sums are kept, and up to 512 descriptors per frame to set the color ranges. :meth:`fit` ends the
+    collection; colors are the same function of the descriptor from then on.
     """
 
     def __init__(self, first_component: int = 0) -> None:
@@ -39,7 +39,7 @@ class JointPca:
         self._kept: list[Tensor] = []
 
     def update(self, data: Tensor) -> None:
-        """Take in a feature map ``(C, h, w)``."""
+        """Add a feature map ``(C, h, w)``."""
         points = data.flatten(1).T.double()
         if self._sum is None or self._outer is None:
             self._sum, self._outer = torch.zeros_like(points[0]), torch.zeros_like(points.T @ points)
@@ -52,7 +52,7 @@ class JointPca:
         """Fix the basis and the range of every component: its 1st to 99th percentile over the sample.
 
         Raises:
-            ConfigError: Nothing was taken in, or the features have too few channels.
+            ConfigError: Nothing was added, or the features have too few channels.
         """
         if self._sum is None or self._outer is None:
             raise ConfigError("there is no frame to compute the principal components from")
@@ -62,7 +62,7 @@ class JointPca:
         covariance = self._outer / self._count - torch.outer(self._sum, self._sum) / self._count**2
         _, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(-1)[:, self._first : self._first + 3].float()
-        # An eigenvector has no sign: the largest entry is made positive, so that two runs have the same colours.
+        # An eigenvector has no sign: the largest entry is made positive, so that two runs have the same colors.
         largest = basis.abs().argmax(dim=0)
         self.basis = basis * basis[largest, torch.arange(3, device=basis.device)].sign()
         projected = (torch.cat(self._kept) - self.mean) @ self.basis
@@ -85,14 +85,14 @@ class NormRange:
         self._kept: list[Tensor] = []
 
     def update(self, data: Tensor) -> None:
-        """Take in a feature map ``(C, h, w)``."""
+        """Add a feature map ``(C, h, w)``."""
         self._kept.append(data.float().norm(dim=0).flatten())
 
     def fit(self) -> None:
-        """Fix the range: zero to the largest norm met.
+        """Fix the range: zero to the largest norm.
 
         Raises:
-            ConfigError: Nothing was taken in.
+            ConfigError: Nothing was added.
         """
         if not self._kept:
             raise ConfigError("there is no frame to measure norms on")
@@ -100,29 +100,29 @@ class NormRange:
         self._kept = []
 
     def values(self, data: Tensor) -> Tensor:
-        """Norms ``(h, w)`` as a part of the largest, in [0, 1]."""
+        """Norms ``(h, w)`` as fractions of the largest, in [0, 1]."""
         norms: Tensor = data.float().norm(dim=0)
         return (norms / self.high).clamp(0, 1)
 
 
 def check_point(xy: tuple[float, float], image_hw: tuple[int, int]) -> None:
-    """Refuse a point outside of a frame.
+    """Check that a point lies in the frame.
 
     Raises:
-        ConfigError: Says what is inside.
+        ConfigError: It does not; says which values are valid.
     """
     if not (0 <= xy[0] < image_hw[1] and 0 <= xy[1] < image_hw[0]):
         raise ConfigError(
-            f"point {xy[0]:g},{xy[1]:g} lies outside of the frame; valid: x from 0 to {image_hw[1] - 1}, "
+            f"point {xy[0]:g},{xy[1]:g} lies outside the frame; valid: x from 0 to {image_hw[1] - 1}, "
             f"y from 0 to {image_hw[0] - 1}"
         )
 
 
 def descriptor_at(features: Features, xy: tuple[float, float]) -> Tensor:
-    """The L2-normalised descriptor ``(C,)`` at pixel ``xy`` of the frame, bilinear between the cells.
+    """The L2-normalized descriptor ``(C,)`` at pixel ``xy`` of the frame, bilinear between the cells.
 
     Raises:
-        ConfigError: The point lies outside of the frame.
+        ConfigError: The point lies outside the frame.
     """
     grid = features.grid
     check_point(xy, grid.image_hw)
@@ -135,7 +135,7 @@ def descriptor_at(features: Features, xy: tuple[float, float]) -> Tensor:
 
 
 def similarity_map(features: Features, descriptor: Tensor) -> Tensor:
-    """Cosine of every cell ``(h, w)`` to a normalised descriptor ``(C,)``."""
+    """Cosine of every cell ``(h, w)`` to a normalized descriptor ``(C,)``."""
     return torch.einsum("c,chw->hw", descriptor, F.normalize(features.data.float(), dim=0))
 
 

@@ -1,9 +1,9 @@
 """A frozen Vision Transformer that gives dense features: any facet of any layer, several in one forward.
 
-The forward is this module's own walk over timm's blocks. It stops at the last thing asked for: keys of the last
-layer need neither that layer's attention nor its projection nor its MLP, and the CLS token's attention is one
-row, not a matrix. Queries, keys and values come out in the interleaved channel order that Amir et al. 2021 use
-and LiFT is trained on: channel ``c = dim * num_heads + head``. Tokens keep their natural order.
+The forward runs timm's blocks itself and stops at the last output that is asked for: keys of the last layer need
+neither that layer's attention nor its projection nor its MLP, and the CLS token's attention is one row, not a
+matrix. Queries, keys and values have the interleaved channel order that Amir et al. 2021 use and LiFT is trained
+on: channel ``c = dim * num_heads + head``. Tokens keep their natural order.
 
 The stride of the patch embedding may be any divisor of the patch (Amir et al. 2021, section 3.1); the position
 embedding follows (``stages.extract.backbone.position``).
@@ -12,9 +12,9 @@ embedding follows (``stages.extract.backbone.position``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,9 @@ from stages.extract.backbone import blocks
 from stages.extract.backbone.facets import FacetSpec
 from stages.extract.backbone.position import resize_position_embedding
 from stages.extract.backbone.registry import BackboneEntry, PositionConvention, find_entry
+from stages.extract.backbone.request import ClsKind, Request, needed_projections
 from stages.extract.backbone.vit import build_vit
 
-ClsKind = Literal["facet", "final"]
 TokenHook = Callable[[int, Tensor, tuple[int, int]], Tensor]
 
 
@@ -40,39 +40,13 @@ class BackboneOutput:
     Attributes:
         maps: ``(B, C, h, w)`` by the text of the facet spec as it was asked for.
         saliency: ``(B, h, w)`` in [0, 1]: CLS attention of the last layer, averaged over the backbone's saliency
-            heads and stretched per image; zeros where it is constant. None unless asked for.
+            heads and scaled to the full range per image; zeros where it is constant. None unless asked for.
         cls: ``(B, C)``, or None unless asked for.
-        attention: ``(B, heads, h, w)``, float32: the CLS token's attention probabilities, with ``saliency``.
     """
 
     maps: dict[str, Tensor]
     saliency: Tensor | None = None
     cls: Tensor | None = None
-    attention: Tensor | None = None
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """What one forward has to collect, by layer."""
-
-    specs: dict[str, FacetSpec]
-    attention: bool
-    final_cls: bool
-    num_layers: int
-    raw: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    cls_row: Tensor | None = None
-    cls_token: Tensor | None = None
-
-    def projections(self, layer: int) -> list[str]:
-        return [s.facet for s in self.specs.values() if s.layer == layer and s.facet != "token"]
-
-    def tokens(self, layer: int) -> bool:
-        return any(s.layer == layer and s.facet == "token" for s in self.specs.values())
-
-    def last_layer(self) -> int:
-        if self.attention or self.final_cls:
-            return self.num_layers - 1
-        return max(s.layer for s in self.specs.values())
 
 
 class Backbone(nn.Module):
@@ -81,18 +55,18 @@ class Backbone(nn.Module):
     Attributes:
         vit: timm's module, whose weights are used in place.
         name: Name from the table, or timm's.
-        patch_px: Side of a patch in input pixels.
+        patch_px: Side length of a patch in input pixels.
         stride_px: Stride of the patch embedding in input pixels.
         embed_dim: Channels.
-        num_heads: Attention heads of a block.
+        num_heads: Attention heads per block.
         num_layers: Blocks.
         num_prefix_tokens: CLS and register tokens before the patches.
-        mean: Normalisation of the input, for pixels in [0, 1].
-        std: The same.
+        mean: Per-channel mean that normalizes the input, for pixels in [0, 1].
+        std: Per-channel standard deviation.
         weights_sha256: Hash of the weights file, or empty for random and downloaded weights.
         position: Convention of the position embedding.
         token_hook: Called after every block that is run to its end, with (layer, tokens ``(B, N, D)`` with the
-            prefix, grid_hw); what it returns replaces the tokens. None costs nothing.
+            prefix, grid_hw); what it returns replaces the tokens.
     """
 
     vit: Any
@@ -141,17 +115,17 @@ class Backbone(nn.Module):
         facets: Sequence[FacetSpec],
         *,
         saliency: bool = False,
-        cls: bool | ClsKind = False,
+        cls: ClsKind | None = None,
     ) -> BackboneOutput:
         """Features of a batch.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised with :attr:`mean` and :attr:`std`. Pixels that fill no patch at
-                the right and bottom are left out.
-            facets: What to read; at least one.
-            saliency: Also give the CLS attention of the last layer.
-            cls: Also give the CLS descriptor: ``True`` or ``"facet"`` for the first facet at the CLS token,
-                ``"final"`` for the last layer's CLS token after the final norm.
+            images: ``(B, 3, H, W)``, normalized with :attr:`mean` and :attr:`std`. Pixels at the right and bottom
+                that do not fill a patch are ignored.
+            facets: What to return; at least one.
+            saliency: Also return the CLS attention of the last layer.
+            cls: Also return the CLS descriptor: ``"facet"`` for the first facet at the CLS token, ``"final"``
+                for the last layer's CLS token after the final norm.
 
         Raises:
             ConfigError: A layer out of range, an input smaller than a patch, saliency or CLS without a CLS token.
@@ -169,11 +143,11 @@ class Backbone(nn.Module):
                 wanted.cls_token = tokens[:, :1]
         return self._collect(facets, wanted, grid_hw, cls)
 
-    def _plan(self, facets: Sequence[FacetSpec], *, saliency: bool, cls: bool | ClsKind) -> _Wanted:
+    def _plan(self, facets: Sequence[FacetSpec], *, saliency: bool, cls: ClsKind | None) -> Request:
         if not facets:
-            raise ConfigError("ask for at least one facet, for example key@11")
+            raise ConfigError("name at least one facet, for example key@11")
         specs = {str(spec): spec.resolved(self.num_layers) for spec in facets}
-        if (saliency or cls) and not self.has_cls:
+        if (saliency or cls is not None) and not self.has_cls:
             raise ConfigError(f"backbone '{self.name}' has no CLS token: no CLS attention, no CLS descriptor")
         layers = [s.layer for s in specs.values() if s.facet != "token"] + [self.num_layers - 1] * (
             saliency or cls == "final"
@@ -183,7 +157,7 @@ class Backbone(nn.Module):
                 raise ConfigError(
                     f"backbone '{self.name}': its blocks give tokens only; valid facets: token@LAYER"
                 )
-        return _Wanted(specs, saliency, cls == "final", self.num_layers)
+        return Request(specs, saliency, cls == "final", self.num_layers)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Tokens before the first block ``(B, N, D)``, the rotary embedding if there is one, and the grid."""
@@ -196,7 +170,8 @@ class Backbone(nn.Module):
         grid_hw = (int(patches.shape[-2]), int(patches.shape[-1]))
         tokens = self.vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
         position = self._position(grid_hw, images.shape[-2] == images.shape[-1], tokens)
-        prefix = [t.expand(tokens.shape[0], -1, -1) for t in self._prefix_tokens()]
+        learned = (self.vit.cls_token, getattr(self.vit, "reg_token", None))
+        prefix = [token.expand(tokens.shape[0], -1, -1) for token in learned if token is not None]
         if position is not None and position.shape[1] == tokens.shape[1]:
             tokens = torch.cat([*prefix, tokens + position], dim=1)
         else:
@@ -207,12 +182,8 @@ class Backbone(nn.Module):
         rope = None if rope_module is None else rope_module.get_embed(shape=list(grid_hw)).to(tokens.device)
         return self.vit.norm_pre(tokens), rope, grid_hw
 
-    def _prefix_tokens(self) -> list[Tensor]:
-        found = (self.vit.cls_token, getattr(self.vit, "reg_token", None))
-        return [token for token in found if token is not None]
-
     def _position(self, grid_hw: tuple[int, int], square: bool, like: Tensor) -> Tensor | None:
-        """The position embedding for a grid; kept for the next batch unless it is being trained."""
+        """The position embedding for a grid; cached for the next batch unless it is being trained."""
         embedding = self.vit.pos_embed
         if embedding is None:
             return None
@@ -232,9 +203,9 @@ class Backbone(nn.Module):
         return self._positions[key]
 
     def _run_block(
-        self, block: nn.Module, layer: int, tokens: Tensor, rope: Tensor | None, wanted: _Wanted
+        self, block: nn.Module, layer: int, tokens: Tensor, rope: Tensor | None, wanted: Request
     ) -> Tensor | None:
-        """Run one block, storing what is wanted from inside it; None where nothing after it is needed."""
+        """Run one block and store what is wanted from inside it; None where nothing after it is needed."""
         facets = wanted.projections(layer)
         if not blocks.is_supported(block):
             return self.run_block(layer, tokens, rope)
@@ -248,7 +219,7 @@ class Backbone(nn.Module):
         if not ends_here:
             parts = blocks.project(parts_of.attn, normed, ("query", "key", "value"))
         else:
-            parts = _needed_projections(parts_of.attn, normed, facets, row=row, final_cls=final_cls)
+            parts = needed_projections(parts_of.attn, normed, facets, row=row, final_cls=final_cls)
         for facet in facets:
             wanted.raw[facet, layer] = parts[facet]
         if row:
@@ -262,17 +233,17 @@ class Backbone(nn.Module):
         return None
 
     def run_block(self, layer: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
-        """One whole block on what :meth:`embed` or the block before gave: ``(B, N, D)`` to the same shape."""
+        """One whole block, ``(B, N, D)`` to the same shape, on the output of :meth:`embed` or a block."""
         block, own = self.vit.blocks[layer], self._rope_of(rope, layer)
         whole: Tensor = block(tokens) if own is None else block(tokens, rope=own)
         return whole
 
     def _rope_of(self, rope: Tensor | None, layer: int) -> Tensor | None:
-        """The rotary embedding of one layer; models with mixed frequencies have one each."""
+        """The rotary embedding of one layer; models with mixed frequencies have one per layer."""
         return rope[layer] if rope is not None and getattr(self.vit, "rope_mixed", False) else rope
 
     def _collect(
-        self, facets: Sequence[FacetSpec], wanted: _Wanted, grid_hw: tuple[int, int], cls: bool | ClsKind
+        self, facets: Sequence[FacetSpec], wanted: Request, grid_hw: tuple[int, int], cls: ClsKind | None
     ) -> BackboneOutput:
         maps = {}
         descriptor: Tensor | None = None
@@ -282,7 +253,7 @@ class Backbone(nn.Module):
             if spec.norm:
                 values = self.vit.norm(values)
             maps[str(asked)] = self._as_map(values[:, self.num_prefix_tokens :], spec, grid_hw)
-            if position == 0 and cls in (True, "facet"):
+            if position == 0 and cls == "facet":
                 descriptor = self._as_map(values[:, :1], spec, (1, 1))[:, :, 0, 0]
         if wanted.cls_token is not None:
             descriptor = self.vit.norm(wanted.cls_token)[:, 0]
@@ -291,31 +262,19 @@ class Backbone(nn.Module):
         attention = wanted.cls_row[:, :, self.num_prefix_tokens :].reshape(*wanted.cls_row.shape[:2], *grid_hw)
         heads = self.entry.saliency_heads
         chosen = attention if heads is None else attention[:, list(heads)]
-        return BackboneOutput(maps, stretch(chosen.mean(dim=1)), descriptor, attention)
+        return BackboneOutput(maps, stretch(chosen.mean(dim=1)), descriptor)
 
     def _as_map(self, values: Tensor, spec: FacetSpec, grid_hw: tuple[int, int]) -> Tensor:
         """``(B, h * w, C)`` to a contiguous ``(B, C, h, w)``; q, k and v change to the interleaved order."""
         batch, cells, channels = values.shape
         if spec.facet != "token":
             by_head = values.reshape(batch, cells, self.num_heads, channels // self.num_heads)
-            values = by_head.permute(0, 3, 2, 1)
-            return values.reshape(batch, channels, *grid_hw)
+            return by_head.permute(0, 3, 2, 1).reshape(batch, channels, *grid_hw)
         return values.transpose(1, 2).contiguous().reshape(batch, channels, *grid_hw)
 
 
-def _needed_projections(
-    attention: Any, normed: Tensor, facets: Sequence[str], *, row: bool, final_cls: bool
-) -> dict[str, Tensor]:
-    """Projections of a block that ends the forward; queries of the CLS token alone where that is enough."""
-    names = set(facets) | ({"key"} if row or final_cls else set()) | ({"value"} if final_cls else set())
-    parts = blocks.project(attention, normed, sorted(names))
-    if (row or final_cls) and "query" not in parts:
-        parts |= blocks.project(attention, normed[:, :1], ["query"])
-    return parts
-
-
 def stretch(maps: Tensor) -> Tensor:
-    """Each of the maps ``(B, h, w)`` to [0, 1] by its own minimum and maximum; a constant one to zeros.
+    """Scale each of the maps ``(B, h, w)`` to [0, 1] by its minimum and maximum; a constant one to zeros.
 
     >>> stretch(torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]])).tolist()
     [[[0.0, 1.0]], [[0.0, 0.0]]]
@@ -342,13 +301,13 @@ def load_backbone(
         name: A name of the table (``stages.extract.backbone.registry``), or any timm ViT by its timm name.
         weights: None for the bundled file or else timm's hub; a path to a safetensors or torch file in timm's or
             the official layout; ``"random"`` for values from a fixed seed.
-        stride_px: Stride of the patch embedding; a divisor of the patch. The patch by default.
+        stride_px: Stride of the patch embedding; a divisor of the patch, which is the default.
         position: Convention of the position embedding; the backbone's reference by default.
         device: Where to put it.
         overrides: Arguments for timm's constructor, for example a smaller ``depth`` in a test.
 
     Raises:
-        ConfigError: An unknown name, a model that is no ViT, a stride that does not divide the patch.
+        ConfigError: An unknown name, a model that is not a ViT, a stride that does not divide the patch.
         WeightsError: Weights that are missing, changed or do not fit.
     """
     entry = find_entry(name)

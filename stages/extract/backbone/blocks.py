@@ -1,8 +1,8 @@
-"""One transformer block, taken apart, so that only the parts somebody reads are computed.
+"""The parts of one transformer block, so that only those that are needed are computed.
 
-Works on timm's own modules (``Block`` of VisionTransformer, ``EvaBlock`` of Eva, which DINOv3 uses), with the
-weights where timm keeps them. Attention is PyTorch's fused kernel; where one row of the attention matrix is
-wanted, that row alone is computed.
+Works on timm's own modules (``Block`` of VisionTransformer, ``EvaBlock`` of Eva, which DINOv3 uses) and their
+weights. Attention is PyTorch's fused kernel; where one row of the attention matrix is wanted, only that row is
+computed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 _THIRDS: Final = {"query": 0, "key": 1, "value": 2}
@@ -19,7 +20,7 @@ _SEPARATE: Final = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 
 
 def is_supported(block: nn.Module) -> bool:
-    """Whether the block is a plain pre-norm block whose attention can be taken apart."""
+    """Whether the block is a plain pre-norm block whose projections can be computed separately."""
     attention = getattr(block, "attn", None)
     has_projection = getattr(attention, "qkv", None) is not None or getattr(attention, "q_proj", None) is not None
     known = type(block).__name__ in ("Block", "EvaBlock")
@@ -28,7 +29,7 @@ def is_supported(block: nn.Module) -> bool:
 
 
 def project(attention: Any, normed: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """The raw query, key and value projections asked for, and no others.
+    """The raw query, key and value projections that are asked for, and no others.
 
     Args:
         attention: The block's attention module.
@@ -36,7 +37,7 @@ def project(attention: Any, normed: Tensor, names: Sequence[str]) -> dict[str, T
         names: Any of ``query``, ``key``, ``value``.
 
     Returns:
-        ``(B, N, heads * head_dim)`` by name, the heads one after the other.
+        ``(B, N, heads * head_dim)`` by name, head after head.
     """
     if attention.qkv is None:
         return {name: getattr(attention, _SEPARATE[name])(normed) for name in names}
@@ -65,11 +66,9 @@ def _heads(attention: Any, projected: Tensor) -> Tensor:
 
 
 def _rotate(attention: Any, heads: Tensor, rope: Tensor | None, rows: slice) -> Tensor:
-    """Rotary embedding of the patch tokens; the prefix is left as it is."""
+    """Rotary embedding of the patch tokens; the prefix is not changed."""
     if rope is None or rows.stop is not None:
         return heads
-    from timm.layers import apply_rot_embed_cat
-
     prefix = attention.num_prefix_tokens
     rotated = apply_rot_embed_cat(heads[:, :, prefix:], rope, half=getattr(attention, "rotate_half", False))
     return torch.cat([heads[:, :, :prefix], rotated], dim=2).type_as(heads)
@@ -111,10 +110,10 @@ def after_attention(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
 
 
 def _add_scaled(tokens: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    """``tokens + scale * branch``; takes over the memory of ``branch`` where nothing else can need it.
+    """``tokens + scale * branch``; reuses the memory of ``branch`` where nothing else can need it.
 
     The branch is the fresh output of a linear layer. Working in place saves two passes over memory that has to be
-    mapped first, which on a CPU costs as much as the sums themselves; the values are the same to the bit.
+    mapped first, which on a CPU costs as much as the sums themselves; the values are identical.
     """
     if torch.is_grad_enabled():
         return tokens + (branch if scale is None else scale * branch)

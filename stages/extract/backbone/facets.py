@@ -1,7 +1,7 @@
-"""What to read out of a Vision Transformer: a facet of a layer, with or without the final norm.
+"""What to read from a Vision Transformer: a facet of a layer, with or without the final norm.
 
-A facet (Amir et al. 2021, section 3) is one of the four per-token vectors a block offers: the ``query``,
-``key`` and ``value`` its attention projects from the normalised input, and the ``token`` it puts out.
+A facet (Amir et al. 2021, section 3) is one of four vectors of a block per token: the ``query``, ``key`` and
+``value`` that its attention projects from the normalized input, and the ``token`` that it outputs.
 
 A spec is written ``facet@layer`` or ``facet@layer:norm``: ``key@11``, ``token@-1:norm``. Layers count from 0;
 negative ones count from the end.
@@ -28,8 +28,8 @@ class FacetSpec:
     """One facet of one layer.
 
     Attributes:
-        facet: ``query``, ``key`` and ``value`` are taken straight from the projection (before any
-            query/key norm, rotary embedding or scaling), ``token`` is the whole block's output.
+        facet: ``query``, ``key`` and ``value`` are the plain projections (before any
+            query/key norm, rotary embedding or scaling), ``token`` is the block's output.
         layer: 0-based block; negative values count from the end.
         norm: Apply the model's final norm; for tokens only.
     """
@@ -73,7 +73,7 @@ def parse_facet(text: str) -> FacetSpec:
     'token@-1:norm'
 
     Raises:
-        ConfigError: The text is no facet spec, or names a facet that does not exist.
+        ConfigError: The text is not a facet spec, or names a facet that does not exist.
     """
     compact = text.strip().lower()
     match = _SPEC.fullmatch(

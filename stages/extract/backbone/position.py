@@ -1,14 +1,14 @@
-"""Position embeddings for other grids than the pre-trained one, in the references' conventions.
+"""Position embeddings for other grids than the pretrained one, in the references' conventions.
 
-Let the embedding be an M x M map and the grid h x w. It is used as it is where the number of patches is the
-pre-trained one and the input is square, and resized bicubically (a = -0.75, half-pixel centres) otherwise:
+Let the embedding be an M x M map and the grid h x w. It is used unchanged where the number of patches is the
+pretrained one and the input is square, and resized bicubically (a = -0.75, half-pixel centers) otherwise:
 
 * ``dino``: by the scale factors ``(h + 0.1) / M`` and ``(w + 0.1) / M``, which also place the samples, so output
   cell ``i`` reads at ``(i + 0.5) * M / (h + 0.1) - 0.5``. No antialiasing. DINO, iBOT, DINOv2 without registers.
 * ``timm``: to the size h x w, with antialiasing. timm's models and DINOv2 with registers.
 * ``sinder``: the scale factors of ``dino`` with antialiasing (the loader of SINDER).
 
-The embedding of the CLS token is never touched.
+The embedding of the CLS token is never changed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def resize_position_embedding(
 
     Args:
         embedding: ``(1, num_prefix + M * M, D)``.
-        grid_hw: Rows and columns wanted.
-        num_prefix: Leading entries that belong to no patch.
-        square_input: Whether the input image is square; a square grid of the pre-trained size is left as it is
-            only then.
+        grid_hw: Rows and columns of the grid.
+        num_prefix: Leading entries that do not belong to a patch.
+        square_input: Whether the input image is square; only then is a square grid of the pretrained size left
+            unchanged.
         convention: See the module.
 
     Returns:

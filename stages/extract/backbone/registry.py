@@ -1,18 +1,21 @@
-"""The backbones known by name: architecture, normalisation, reference conventions and file layout, in one table.
+"""The backbones known by name: architecture, normalization, reference conventions and file layout, in one table.
 
 Sources: DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023; registers: Darcet et al. 2023), DINOv3 (Siméoni et
 al. 2025), iBOT (Zhou et al. 2021), MoCo v3 (Chen et al. 2021), MAE (He et al. 2021), AugReg supervised ViTs
 (Steiner et al. 2021).
 
-SimMIM is left out on purpose: its ViT-B places tokens by one relative-position-bias table made for a 14 x 14
-grid, shared by all blocks, in place of a position embedding. timm has neither that model nor its weights, and
-no reference says how to carry the table over to another grid, which every video frame and every stride needs.
+SimMIM is not supported: its ViT-B uses one relative-position-bias table for a 14 x 14 grid, shared by all blocks,
+instead of a position embedding. timm has neither that model nor its weights, and no reference says how to
+transfer the table to another grid, which every video frame and every stride needs.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+
+import timm
 
 from pipeline.core.errors import ConfigError
 
@@ -31,14 +34,14 @@ _SIMMIM_REASON: Final = (
 
 @dataclass(frozen=True, slots=True)
 class BackboneEntry:
-    """What is known about one backbone.
+    """One backbone.
 
     Attributes:
         name: The name used in configs.
         timm_name: timm's architecture.
-        tag: timm's tag of the pre-trained weights, or empty where its hub has none.
+        tag: timm's tag of the pretrained weights, or empty where its hub has none.
         layout: How the official checkpoint names its tensors.
-        mean: Per-channel mean the input is normalised with, for pixels in [0, 1].
+        mean: Per-channel mean that normalizes the input, for pixels in [0, 1].
         std: Per-channel standard deviation.
         position: How the reference resizes the position embedding (see ``stages.extract.backbone.position``).
         saliency_heads: Heads of the last layer whose CLS attention is averaged; None takes all.
@@ -137,21 +140,15 @@ BACKBONES: Final[dict[str, BackboneEntry]] = {entry.name: entry for entry in _en
 
 
 def find_entry(name: str) -> BackboneEntry:
-    """The entry of a backbone in the table, or one made from timm's own config for any other timm model.
+    """The table's entry of a backbone, or one made from timm's own config for any other timm model.
 
     Raises:
-        ConfigError: Neither the table nor timm knows the name; the nearest names are suggested.
+        ConfigError: The name is neither in the table nor in timm; the nearest names are suggested.
     """
     if name in BACKBONES:
         return BACKBONES[name]
     if name.startswith("simmim"):
         raise ConfigError(f"backbone '{name}' is not supported: {_SIMMIM_REASON}")
-    import difflib
-
-    import timm
-
-    import pipeline.core.torchvision_ops  # noqa: F401  (before timm)
-
     timm_name, _, tag = name.partition(".")
     if not timm.is_model(timm_name):
         known = [*BACKBONES, *timm.list_models("*vit*")]

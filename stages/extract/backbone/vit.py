@@ -1,4 +1,4 @@
-"""timm's ViT modules, made and filled with weights."""
+"""timm's ViT modules, created and filled with weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+import timm
 import torch
 from torch import nn
 
-import pipeline.core.torchvision_ops
 from pipeline.core.errors import ConfigError, WeightsError
 from stages.extract.backbone import weights as weight_files
 from stages.extract.backbone.registry import BackboneEntry
@@ -17,13 +17,11 @@ from stages.extract.backbone.registry import BackboneEntry
 RANDOM: Final = "random"
 """As ``weights``: random values from a fixed seed, to try the pipeline without any file."""
 
-_ = pipeline.core.torchvision_ops  # imported for its effect, before timm
-
 
 def build_vit(
     entry: BackboneEntry, source: str | None, overrides: dict[str, Any]
 ) -> tuple[nn.Module, Path | None]:
-    """Timm's module of a backbone with its weights, and the file they come from if it is a file.
+    """Timm's module of a backbone with its weights, and the file they come from, if any.
 
     Args:
         entry: The backbone.
@@ -31,7 +29,7 @@ def build_vit(
         overrides: Arguments for timm's constructor.
 
     Raises:
-        ConfigError: The model is no plain ViT.
+        ConfigError: The model is not a plain ViT.
         WeightsError: Weights that are missing, changed or do not fit, or a hub that cannot be reached.
     """
     path = weight_files.bundled_path(entry) if source is None else None
@@ -41,14 +39,11 @@ def build_vit(
         return _create(entry, pretrained=True, overrides=overrides), None
     vit = _create(entry, pretrained=False, overrides=overrides)
     if path is not None:
-        tensors = weight_files.to_timm_names(weight_files.read_weights(path), entry.layout)
-        weight_files.load_into(vit, tensors, str(path))
+        weight_files.load_into(vit, weight_files.read_timm_weights(path, entry.layout), str(path))
     return vit, path
 
 
 def _create(entry: BackboneEntry, *, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    import timm
-
     if pretrained and not entry.tag:
         raise WeightsError(
             f"backbone '{entry.name}' has no weights on timm's hub; give its official checkpoint as 'weights'"
@@ -68,15 +63,15 @@ def _create(entry: BackboneEntry, *, pretrained: bool, overrides: dict[str, Any]
             "check the network or give a local file as 'weights'"
         ) from error
     except TypeError as error:
-        raise _no_vit(entry) from error
+        raise _not_a_vit(entry) from error
     if not _is_vit(vit):
-        raise _no_vit(entry)
+        raise _not_a_vit(entry)
     vit.fc_norm = nn.Identity()
     found: nn.Module = vit
     return found
 
 
-def _no_vit(entry: BackboneEntry) -> ConfigError:
+def _not_a_vit(entry: BackboneEntry) -> ConfigError:
     return ConfigError(
         f"backbone '{entry.name}' is not a plain ViT; valid: the table's names, or timm models of the classes "
         "VisionTransformer and Eva"

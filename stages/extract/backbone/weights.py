@@ -1,20 +1,18 @@
 """Where weights come from: bundled, a local file in timm's or an official layout, or timm's hub.
 
-Files are read with safetensors, or with torch's ``weights_only`` unpickler. Whatever the wrapping (a training
-checkpoint's ``teacher``, ``state_dict`` or ``model`` part, ``module.`` and ``backbone.`` prefixes), the result is
-a state dict in timm's names, and every tensor of the model must be found in it with its shape.
+Files are read with safetensors, or with torch's ``weights_only`` unpickler. Wrappers (a training checkpoint's
+``teacher``, ``state_dict`` or ``model`` part, ``module.`` and ``backbone.`` prefixes) are removed; the result is a
+state dict in timm's names, and it must hold every tensor of the model with its shape.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -53,15 +51,6 @@ _TRAINING_ONLY: Final = (
     "local_cls_norm.",
     "rope_embed.",
 )
-_READ_ERRORS: Final = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-)
 _DINOV3_NAMES: Final = (
     ("ls1.gamma", "gamma_1"),
     ("ls2.gamma", "gamma_2"),
@@ -70,6 +59,7 @@ _DINOV3_NAMES: Final = (
     ("mlp.w3.", "mlp.fc2."),
     ("storage_tokens", "reg_token"),
 )
+_MOST_WRAPPERS: Final = 8
 _SHOWN: Final = 4
 
 
@@ -105,16 +95,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # a foreign or damaged file makes torch raise nearly anything
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise WeightsError(f"{path}: cannot read the weights: {reason}") from error
     tensors = _unwrap(content)
     if not tensors:
@@ -123,16 +105,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _unwrap(content[key])
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    """The tensors inside the wrappings of a training checkpoint; a file may not be its own wrapping."""
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(content, Mapping):
+            return {}
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        content = inner
+    return {}
+
+
+def read_timm_weights(path: Path, layout: Layout) -> dict[str, Tensor]:
+    """A file's tensors in timm's names.
+
+    Raises:
+        WeightsError: The file cannot be read, or is not in the layout.
+    """
+    tensors = read_weights(path)
+    try:
+        return to_timm_names(tensors, layout)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path}: is not in the layout '{layout}' ({error}; {listed(tensors)})") from error
 
 
 def to_timm_names(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Rename a checkpoint's tensors to timm's, and leave out what only training uses.
+    """Rename a checkpoint's tensors to timm's, and drop those that only training uses.
 
     Args:
         tensors: As :func:`read_weights` returns them; files in timm's own layout pass unchanged.
@@ -202,24 +200,36 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> N
     """
     _adopt_position_embedding(model, tensors)
     own = model.state_dict()
-    missing = [name for name in own if name not in tensors]
-    left = [name for name in tensors if name not in own]
+    problems = differences(own, tensors)
+    if problems:
+        raise WeightsError(
+            f"{origin}: does not fit {type(model).__name__} with {len(own)} tensors: {problems}; "
+            "check that 'backbone' names the model the file was made for"
+        )
+    model.load_state_dict({name: tensors[name].to(torch.float32) for name in own})
+
+
+def differences(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """How a file's tensors differ from a model's in name, shape and kind of number; empty where they fit."""
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    problems = [
-        f"{len(names)} {what} ({_listed(names)})"
-        for what, names in (("of another shape", shapes), ("missing", missing), ("not in the model", left))
-        if names
-    ]
-    if problems:
-        raise WeightsError(
-            f"{origin}: does not fit {type(model).__name__} with {len(own)} tensors: {'; '.join(problems)}; "
-            "check that 'backbone' names the model the file was made for"
-        )
-    model.load_state_dict({name: tensors[name].to(torch.float32) for name in own})
+    unusable = [name for name in own if name in tensors and not _is_plain(tensors[name])]
+    found = {
+        "of another shape": shapes,
+        "missing": [name for name in own if name not in tensors],
+        "not in the model": [name for name in tensors if name not in own],
+        "that are not plain real numbers": unusable,
+    }
+    return "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in found.items() if names)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, real and has values; a torch file may also hold sparse, quantized and others."""
+    usual = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
+    return usual and tensor.device.type == "cpu"
 
 
 def _adopt_position_embedding(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -232,7 +242,12 @@ def _adopt_position_embedding(model: nn.Module, tensors: Mapping[str, Tensor]) -
         model.pos_embed = nn.Parameter(torch.zeros_like(given, dtype=torch.float32))
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first few of some names, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d, and 2 more'
+    """
     names = list(names)
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

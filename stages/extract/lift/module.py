@@ -1,7 +1,7 @@
-"""LiFT files: the bundled ones, one's own and the published checkpoints, and what each was trained for.
+"""LiFT files: the bundled ones, files of one's own and the published checkpoints, and what each was trained for.
 
 A LiFT works for one backbone, layer and facet only: with another it is worse than none (Suri et al., LiFT, ECCV
-2024, the cross-backbone ablation). So a file carries what it was trained for in its safetensors header, and
+2024, the cross-backbone ablation). So a file says in its safetensors header what it was trained for, and
 :meth:`LoadedLift.require_match` refuses everything else with the reason.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.core.errors import ConfigError, WeightsError
 from pipeline.core.files import write_bytes_whole
 from stages.extract.backbone.facets import FacetSpec, parse_facet
-from stages.extract.backbone.weights import ASSETS, read_weights
+from stages.extract.backbone.weights import ASSETS, differences, listed, read_weights
 from stages.extract.lift.network import Lift
 
 __all__ = ["Lift", "LiftMetadata", "LoadedLift", "find_bundled", "load_lift", "save_lift"]
@@ -33,7 +33,7 @@ PUBLISHED: Final[Mapping[str, tuple[str, int]]] = {
     "lift_dino_vitb8": ("dino_vitb8", 8),
     "lift_vit_small_patch16": ("supervised_vits16", 16),
 }
-"""Backbone and patch of the authors' checkpoints by file name; all are for ``key@11``."""
+"""Backbone and patch of the authors' checkpoints by file name; all were trained on ``key@11``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class LiftMetadata:
         backbone: Name of the backbone.
         facet: Its facet and layer, as ``facet@layer`` with the layer counted from 0.
         patch_px: Patch size.
-        weights_sha256: Hash of the backbone's weights file; empty where it is not known.
-        training: How it was trained and with what result; JSON-ready.
+        weights_sha256: Hash of the backbone's weights file; empty where unknown.
+        training: Training settings and results; JSON-ready.
     """
 
     backbone: str
@@ -55,7 +55,7 @@ class LiftMetadata:
     training: dict[str, Any] = field(default_factory=dict)
 
     def to_header(self) -> dict[str, str]:
-        """As a safetensors header, whose values are texts."""
+        """As a safetensors header, whose values are strings."""
         return {
             "format": "pt",
             "liftstream": "lift",
@@ -71,15 +71,15 @@ class LiftMetadata:
         """Read :meth:`to_header`'s values back.
 
         Raises:
-            WeightsError: The header lacks one, or holds another kind of value.
+            WeightsError: A value is missing or of another kind.
         """
         try:
-            spec = parse_facet(header["facet"])
+            spec, patch_px = parse_facet(header["facet"]), int(header["patch_px"])
             training = json.loads(header.get("training", "{}"))
-            return cls(
-                header["backbone"], str(spec), int(header["patch_px"]), header.get("weights_sha256", ""), training
-            )
-        except (KeyError, ValueError, ConfigError) as error:
+            if patch_px < 1:
+                raise ValueError(f"patch_px is {patch_px}")
+            return cls(header["backbone"], str(spec), patch_px, header.get("weights_sha256", ""), training)
+        except (KeyError, ValueError, RecursionError, ConfigError) as error:
             raise WeightsError(
                 f"{origin}: its header does not say what this LiFT was trained for ({error}); "
                 "use a file written by train-lift or a published checkpoint"
@@ -99,6 +99,13 @@ class LoadedLift:
     module: Lift
     metadata: LiftMetadata
     path: Path
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters as trained, with the batch norms that :meth:`prepared` folds."""
+        with torch.device("meta"):
+            trained = Lift(self.module.channels, patch_px=self.module.patch_px)
+        return sum(parameter.numel() for parameter in trained.parameters())
 
     def prepared(self, device: torch.device | str) -> LoadedLift:
         """The same for inference: batch norms folded into the convolutions, on ``device``."""
@@ -185,24 +192,21 @@ def load_lift(path: Path, *, patch_px: int | None = None) -> LoadedLift:
         patch_px: Patch of the backbone, for a state dict whose file name is not a published one.
 
     Raises:
-        WeightsError: The file cannot be read, is no LiFT, or does not tell its patch size.
+        WeightsError: The file cannot be read, is not a LiFT, or does not state its patch size.
     """
     tensors = {name.removeprefix("module."): value for name, value in read_weights(path).items()}
     metadata = _metadata(path, patch_px)
     output = tensors.get("outc.bias")
     if output is None or output.ndim != 1 or len(output) < 2 or len(output) % 2:
-        raise WeightsError(f"{path}: no LiFT: it has no 'outc.bias' of an even length (keys: {_few(tensors)})")
-    module = Lift(len(output), patch_px=metadata.patch_px)
-    own = module.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
         raise WeightsError(
-            f"{path}: no LiFT for {len(output)} channels, {len(wrong)} tensors differ: {_few(wrong)}"
+            f"{path}: is not a LiFT: it has no 'outc.bias' of an even length (keys: {listed(tensors)})"
         )
+    with torch.device("meta"):  # without memory: a foreign file may have any number of channels
+        expected = Lift(len(output), patch_px=metadata.patch_px).state_dict()
+    problems = differences(expected, tensors)
+    if problems:
+        raise WeightsError(f"{path}: is not a LiFT for {len(output)} channels: tensors {problems}")
+    module = Lift(len(output), patch_px=metadata.patch_px)
     module.load_state_dict({n: v if v.dtype == torch.int64 else v.float() for n, v in tensors.items()})
     return LoadedLift(module.eval().requires_grad_(False), metadata, path)
 
@@ -227,14 +231,9 @@ def _metadata(path: Path, patch_px: int | None) -> LiftMetadata:
 
 
 def save_lift(module: Lift, metadata: LiftMetadata, path: Path) -> None:
-    """Write a LiFT as float16 safetensors with its header, all or nothing."""
+    """Write a LiFT as float16 safetensors with its header, complete or not at all."""
     tensors: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         value = value.detach().cpu()
         tensors[name] = value.half().contiguous() if value.is_floating_point() else value.contiguous()
     write_bytes_whole(path, save(tensors, metadata=metadata.to_header()))
-
-
-def _few(names: Any, shown: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

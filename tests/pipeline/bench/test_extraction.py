@@ -7,7 +7,7 @@ import torch
 
 import run_pipeline
 from pipeline.bench.extraction import _forward_operations, _variants
-from stages.extract.backbone.backbone import load_backbone
+from stages.extract.backbone.backbone import BackboneOutput, load_backbone
 
 
 def test_every_variant_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +23,8 @@ def test_both_forwards_give_the_same_tokens() -> None:
         timm, own, *_ = (
             forward() for forward in _variants(model, torch.randn(1, 3, 64, 96), torch.float32).values()
         )
+        assert isinstance(own, BackboneOutput)
+        assert isinstance(timm, torch.Tensor)
         torch.testing.assert_close(own.maps["token@-1:norm"].flatten(2).mT, timm[:, 1:], rtol=1e-4, atol=1e-4)
 
 

@@ -28,7 +28,7 @@ def job(planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     for index, image in enumerate(planted.images):
         pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    monkeypatch.setattr("stages.extract.backbone.backbone.load_backbone", short_model)
+    monkeypatch.setattr("pipeline.commands.repair.load_backbone", short_model)
     return {"images": folder, "weights": weights, "output": tmp_path / "new" / "repaired.safetensors"}
 
 
@@ -118,7 +118,7 @@ def test_an_interrupted_repair_is_taken_up_again(
     assert not unfinished.exists()
 
 
-def test_an_unreadable_image_is_named_and_passed_over(
+def test_an_unreadable_image_is_named_and_skipped(
     job: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (job["images"] / "broken.jpg").write_bytes(b"no image")
@@ -135,12 +135,12 @@ def test_an_unreadable_image_is_named_and_passed_over(
     [
         (["--output", "x.pth"], "name a .safetensors file"),
         (["--images", "/no/such/folder"], "no such folder of images"),
-        (["--kernel", "4"], "valid are 3 and 5"),
+        (["--kernel", "4"], "3 or 5 cells wide, got 4"),
         (["--fit", "guess"], "valid are exact and sampled"),
         (["--size", "32"], "give at least 48"),
         (["--survey", "0"], "--survey must be at least 1"),
         (["--clamp", "-1"], "must be positive"),
-        (["--device", "tpu"], "valid are auto, cpu and cuda"),
+        (["--device", "tpu"], "valid: auto, cpu, cuda"),
         (["--learning-rate", "0"], "positive learning rate"),
         (["--backbone", "vit_nonsense"], "vit_nonsense"),
     ],
@@ -163,7 +163,7 @@ def test_an_existing_file_is_not_written_over(job: dict[str, Path], capsys: pyte
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (20, 31)])
-def test_images_are_seen_as_their_central_square(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_are_cropped_to_their_central_square(tmp_path: Path, size: tuple[int, int]) -> None:
     width, height = size
     columns = np.linspace(0, 200, width)[None, :, None]
     pixels = np.broadcast_to(columns, (height, width, 3)).astype(np.uint8)

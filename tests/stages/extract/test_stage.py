@@ -72,7 +72,7 @@ def test_at_most_one_batch_is_taken_ahead() -> None:
 def test_values_are_those_of_the_backbone_on_the_normalised_image() -> None:
     source = frames(1, (32, 48))  # the model's own size: no resizing
     backbone = tiny()
-    _, (packet,) = run(source, backbone, facets=["key@1", "token@1:norm"], saliency="cls_attention")
+    _, (packet,) = run(source, backbone, facets=["key@1", "token@1:norm"], saliency="cls_attention", cls="facet")
     pixels = torch.from_numpy(source[0].image).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
     asked = [parse_facet("key@1"), parse_facet("token@1:norm")]

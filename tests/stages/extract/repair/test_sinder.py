@@ -12,11 +12,12 @@ from pipeline.training.defect_survey import DefectSurvey, defective_layers
 from stages.extract.backbone.facets import parse_facet
 from stages.extract.repair.sinder import (
     DefectSmoother,
+    DetectionRule,
     alignment,
     defect_loss,
     detect_defects,
     find_defects,
-    neighbourhood_target,
+    neighborhood_target,
     smooth_defects,
 )
 from stages.extract.repair.singular_directions import defect_directions
@@ -52,14 +53,14 @@ def naive_target(tokens: Tensor, scores: Tensor, row: int, column: int, gaussian
 
 
 @pytest.mark.parametrize(("kernel", "gaussian"), [(3, [[1, 2, 1], [2, 4, 2], [1, 2, 1]]), (5, GAUSSIAN_5)])
-def test_target_equals_a_loop_over_the_neighbourhood(kernel: int, gaussian: list[list[int]]) -> None:
+def test_target_equals_a_loop_over_the_neighborhood(kernel: int, gaussian: list[list[int]]) -> None:
     cells = [(3, 4), (3, 5), (9, 9)]
     tokens, direction = tokens_with_outliers(cells)
     scores = alignment(tokens, direction)
     where = torch.zeros(1, 14, 14, dtype=torch.bool)
     for row, column in cells:
         where[0, row, column] = True
-    found = neighbourhood_target(tokens, scores, where, kernel=kernel)
+    found = neighborhood_target(tokens, scores, where, kernel=kernel)
     expected = torch.stack([naive_target(tokens[0], scores[0], *cell, gaussian) for cell in cells])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -93,9 +94,9 @@ def test_smoothing_replaces_the_defects_and_nothing_else() -> None:
     tokens, direction = tokens_with_outliers([(3, 4), (5, 9), (8, 2)])
     clean, _ = tokens_with_outliers([], seed=1)
     batch = torch.cat([tokens, clean])
-    mended, found = smooth_defects(batch, direction)
-    assert torch.equal(mended[~found], batch[~found])
-    assert mended[found].norm(dim=1).max() < 4 < batch[found].norm(dim=1).min()
+    smoothed, found = smooth_defects(batch, direction)
+    assert torch.equal(smoothed[~found], batch[~found])
+    assert smoothed[found].norm(dim=1).max() < 4 < batch[found].norm(dim=1).min()
     assert batch[0, 3, 4].norm() > 30  # the input itself is left alone
     same, none = smooth_defects(clean, direction)
     assert same is clean
@@ -104,8 +105,8 @@ def test_smoothing_replaces_the_defects_and_nothing_else() -> None:
 
 def test_smoothing_keeps_half_precision() -> None:
     tokens, direction = tokens_with_outliers([(3, 4), (5, 9), (8, 2)])
-    mended, _ = smooth_defects(tokens.bfloat16(), direction)
-    assert mended.dtype == torch.bfloat16
+    smoothed, _ = smooth_defects(tokens.bfloat16(), direction)
+    assert smoothed.dtype == torch.bfloat16
 
 
 def test_loss_is_the_mean_distance_over_the_mean_interior_norm() -> None:
@@ -131,16 +132,16 @@ def test_loss_is_the_mean_distance_over_the_mean_interior_norm() -> None:
 def test_too_few_defects_give_no_loss() -> None:
     tokens, direction = tokens_with_outliers([(3, 4), (5, 9)])
     assert defect_loss(tokens, direction) is None
-    assert defect_loss(tokens, direction, minimum=2) is not None
+    assert defect_loss(tokens, direction, DetectionRule(minimum=2)) is not None
     assert defect_loss(torch.ones(1, 1, 1, 8), direction) is None
 
 
 def test_other_kernels_are_refused() -> None:
     tokens, direction = tokens_with_outliers([(3, 4), (5, 9), (8, 2)])
     with pytest.raises(ConfigError, match="3 or 5 cells wide, got 4"):
-        defect_loss(tokens, direction, kernel=4)
+        defect_loss(tokens, direction, DetectionRule(kernel=4))
     with pytest.raises(ConfigError, match="3 or 5"):
-        DefectSmoother(direction[None], num_prefix_tokens=1, kernel=7)
+        DefectSmoother(direction[None], num_prefix_tokens=1, rule=DetectionRule(kernel=7))
 
 
 def test_directions_find_the_planted_one_from_its_block_on(planted: Any) -> None:
@@ -175,16 +176,16 @@ def test_survey_changes_nothing(planted: Any) -> None:
     assert torch.equal(planted.backbone(planted.images, LAST).maps["token@-1"], plain)
 
 
-def test_smoother_mends_the_planted_tokens_inside_the_forward(planted: Any) -> None:
+def test_smoother_replaces_the_planted_tokens_inside_the_forward(planted: Any) -> None:
     directions = defect_directions(planted.backbone.vit.blocks, fit="exact")
     smoother = DefectSmoother(directions, num_prefix_tokens=1)
     plain = planted.backbone(planted.images, LAST).maps["token@-1"]
     planted.backbone.token_hook = smoother
-    mended = planted.backbone(planted.images, LAST).maps["token@-1"]
+    smoothed = planted.backbone(planted.images, LAST).maps["token@-1"]
     report = smoother.report()
     assert report["by_block"][0]["block"] == 1
     assert report["smoothed_tokens"] == sum(entry["tokens"] for entry in report["by_block"])
     assert report["by_block"][0]["images"] == len(planted.images)
-    for before, after in zip(plain.norm(dim=1), mended.norm(dim=1), strict=True):
+    for before, after in zip(plain.norm(dim=1), smoothed.norm(dim=1), strict=True):
         assert min(before[r, c] / before.median() for r, c in planted.cells) > 50
         assert max(after[r, c] / after.median() for r, c in planted.cells) < 10

@@ -1,0 +1,200 @@
+"""One batch of images through the frozen ViT: resize, upload, forward, saliency and LiFT.
+
+On CUDA a batch is copied while the previous one is computed, and nothing here waits for the device, except the
+small eigenproblem of the ``ncut`` and ``first_pc`` saliency and the check for values that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.grid import PatchGrid
+from pipeline.core.records import Features
+from pipeline.core.state import State
+from stages.extract.backbone.backbone import Backbone
+from stages.extract.backbone.device import autocast, pick_device, pick_precision, store_matmul_weights
+from stages.extract.backbone.facets import FacetSpec, parse_facet
+from stages.extract.backbone.request import ClsKind
+from stages.extract.config import ExtractConfig
+from stages.extract.lift.choice import choose_lift
+from stages.extract.lift.module import LoadedLift
+from stages.extract.repair.sinder import DefectSmoother
+from stages.extract.repair.singular_directions import defect_directions
+from stages.extract.resize import bound_input_size, count_cells, model_input_size
+from stages.extract.saliency import SaliencyEstimator, pick_cue
+from stages.extract.upload import Uploader
+
+Image = npt.NDArray[np.uint8]
+
+
+class FeatureModel:
+    """Images of one size in, their features out. Holds models and settings, and nothing of a video.
+
+    Attributes:
+        backbone: The frozen ViT, on ``device``.
+        facets: What is extracted; the first is ``Features.data``.
+        cue: The saliency cue in use, never ``auto``.
+        device: Where the features are.
+        precision: Of the matrix products.
+        lift: The LiFT of the first facet, or None.
+        smoother: Replaces defective tokens inside the forward, or None.
+    """
+
+    def __init__(self, config: ExtractConfig, backbone: Backbone) -> None:
+        """Prepare the backbone, which then belongs to this object.
+
+        Raises:
+            ConfigError: A device that does not exist; a facet, layer, cue or input size that the model does not
+                support.
+            WeightsError: A LiFT file that does not fit.
+        """
+        self.config = config
+        self.backbone = backbone
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
+        self.facets: tuple[FacetSpec, ...] = tuple(parse_facet(text) for text in config.facets)
+        self.names = [str(spec) for spec in self.facets]
+        for spec in self.facets:
+            spec.resolved(backbone.num_layers)
+        self.cue = pick_cue(config.saliency, backbone)
+        self._cls: ClsKind | None = config.cls if config.cls != "none" and backbone.has_cls else None
+        self._saliency = SaliencyEstimator(
+            self.cue, self.facets, backbone.num_layers, final_cls=self._cls == "final"
+        )
+        extra = () if self._saliency.spec is None else (self._saliency.spec,)
+        self._asked = tuple({str(spec): spec for spec in (*self.facets, *extra)}.values())
+        if config.input_hw is not None:
+            _check_input_size(config.input_hw, backbone, config.max_cells)
+        self.lift = _load_lift(config, backbone, self.facets[0], self.device)
+        self.smoother = _attach_smoother(config, backbone, self.device)
+        backbone.to(self.device)
+        store_matmul_weights(backbone.vit, self.precision)
+        self._upload = Uploader(self.device, config.resize)
+        self._scale, self._shift = _normalization(config, backbone, self.device)
+
+    def input_size(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size at the model for frames of ``image_hw``, and the size before ``max_cells`` limited it."""
+        if self.config.input_hw is not None:
+            return self.config.input_hw, self.config.input_hw
+        patch = self.backbone.patch_px
+        wanted = model_input_size(image_hw, self.config.short_side, patch, self.config.long_side_multiple)
+        return bound_input_size(wanted, patch, self.backbone.stride_px, self.config.max_cells), wanted
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image], input_hw: tuple[int, int]) -> list[Features]:
+        """Features of a batch, one record per image.
+
+        Args:
+            images: uint8 RGB ``(H, W, 3)``, all of one size.
+            input_hw: Height and width at the model, from :meth:`input_size`.
+        """
+        pixels = self._upload(images, input_hw)
+        batch = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2).float(), self._scale)
+        with autocast(self.device, self.precision):
+            output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
+        maps = {name: output.maps[name].float() for name in self.names}
+        saliency = self._saliency(output, maps[self.names[0]])
+        grid = self.backbone.grid((images[0].shape[0], images[0].shape[1]), input_hw)
+        if self.lift is not None:
+            maps, saliency, grid = self._lifted(self.lift, batch, maps, saliency, grid)
+        main, *further = self.names
+        return [
+            Features(
+                data=maps[main][i],
+                grid=grid,
+                saliency=None if saliency is None else saliency[i],
+                cls=None if output.cls is None else output.cls[i].float(),
+                extra={name: maps[name][i] for name in further},
+            )
+            for i in range(len(images))
+        ]
+
+    def _lifted(
+        self,
+        lift: LoadedLift,
+        images: Tensor,
+        maps: dict[str, Tensor],
+        saliency: Tensor | None,
+        grid: PatchGrid,
+    ) -> tuple[dict[str, Tensor], Tensor | None, PatchGrid]:
+        """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
+        main = self.names[0]
+        with autocast(self.device, self.precision):
+            lifted = lift.upsample(
+                images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
+            ).float()
+        for _ in range(self.config.lift_iterations):
+            grid = grid.subdivided(2)
+        maps = {
+            name: lifted if name == main else F.interpolate(values, size=grid.grid_hw, mode="bilinear")
+            for name, values in maps.items()
+        }
+        if saliency is not None:
+            saliency = F.interpolate(saliency[:, None], size=grid.grid_hw, mode="bilinear")[:, 0]
+        return maps, saliency, grid
+
+    def reset(self) -> None:
+        """Forget the counts of the last video."""
+        if self.smoother is not None:
+            self.smoother.reset()
+
+    def state(self) -> State:
+        """The counts of the video so far."""
+        return {"smoother": None if self.smoother is None else self.smoother.state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        if self.smoother is not None:
+            self.smoother.restore(state["smoother"])
+
+
+def _check_input_size(input_hw: tuple[int, int], backbone: Backbone, max_cells: int) -> None:
+    patch = backbone.patch_px
+    if min(input_hw) < patch:
+        raise ConfigError(
+            f"extract.input_hw {list(input_hw)} is smaller than one patch; give at least {patch} px per side"
+        )
+    cells = count_cells(input_hw, patch, backbone.stride_px)
+    if cells > max_cells:
+        raise ConfigError(
+            f"extract.input_hw {list(input_hw)} has {cells} cells, more than extract.max_cells = {max_cells}; "
+            "choose a smaller input or raise extract.max_cells"
+        )
+
+
+def _normalization(config: ExtractConfig, backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset from uint8 to normalized values, each ``(1, 3, 1, 1)``."""
+    mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor((config.std_r or backbone.std[0], *backbone.std[1:]), device=device).view(1, 3, 1, 1)
+    return 1 / (255 * std), -mean / std
+
+
+def _attach_smoother(config: ExtractConfig, backbone: Backbone, device: torch.device) -> DefectSmoother | None:
+    """Replace defective tokens inside the backbone's forward, where the config asks for it."""
+    if config.repair == "none":
+        return None
+    directions = defect_directions(list(backbone.vit.blocks), fit="exact")
+    smoother = DefectSmoother(directions.to(device), num_prefix_tokens=backbone.num_prefix_tokens)
+    backbone.token_hook = smoother
+    return smoother
+
+
+def _load_lift(
+    config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device
+) -> LoadedLift | None:
+    """The LiFT module for the main facet, or None.
+
+    Raises:
+        WeightsError: A file that cannot be read, or made for another backbone, facet or layer.
+    """
+    if config.lift == "none":
+        return None
+    loaded = choose_lift(config.lift, backbone, spec)
+    return None if loaded is None else loaded.prepared(device)
