@@ -91,7 +91,7 @@ def _measure(
 
     stage = Cosegmenter(config)
     started = time.process_time()
-    labelled = list(stage(iter(packets)))
+    labelled = list(stage(packets))
     cost = (time.process_time() - started) / max(extract_seconds, 1e-9)
     truths = [sequence.annotation(name) > 0 for name in sequence.frame_names]
     masks = [packet.parts.index_mask for packet in labelled if packet.parts is not None]

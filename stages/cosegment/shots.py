@@ -44,11 +44,17 @@ class ShotDetector:
         """Continue from a :meth:`state`."""
         self._gray, self._rows, self._usual = state["gray"], state["rows"], state["usual"]
 
-    def observe(self, packet: Packet) -> tuple[Observation, bool]:
-        """What a frame shows, and whether there is a cut before it; after a cut there is no motion."""
+    def observe(self, packet: Packet) -> Observation:
+        """What the next frame shows, cut or not."""
         gray = small_gray(packet.frame.image)
         seen = observe(packet, gray, self._gray)
-        previous, self._gray, self._rows = self._rows, gray, seen.rows
+        self._gray = gray
+        return seen
+
+    def observe_and_compare(self, packet: Packet) -> tuple[Observation, bool]:
+        """What the next frame shows, and whether there is a cut before it; after a cut there is no motion."""
+        seen = self.observe(packet)
+        previous, self._rows = self._rows, seen.rows
         if previous is None or previous.shape != seen.rows.shape:
             self._usual = 1.0
             return seen, previous is not None
