@@ -69,9 +69,9 @@ def moving_evidence(motion_px: FloatArray) -> FloatArray:
 def continuity(rows: FloatArray, previous: FloatArray, step: int = 4) -> float:
     """Mean cosine of each ``step``-th cell to the most similar cell of the previous frame, both centered.
 
-    Above 0.8 within a shot, whatever moves; below 0.75 at a cut. Centered by the previous frame's mean, because ViT
-    keys have a large part in common that says nothing; weighted by what is left, so that a flat background's noise
-    does not count.
+    Above 0.8 within a shot, whatever moves; below 0.75 at a cut. Centered by the previous frame's mean, because
+    ViT keys have a large common part without information; weighted by what is left, so that the noise of a uniform
+    background does not count.
 
     Args:
         rows: float32 ``(N, C)``, L2-normalized.

@@ -19,9 +19,8 @@ _USUAL_MEMORY = 0.8
 class ShotDetector:
     """Observes frame after frame and finds the cuts between them.
 
-    A cut is a frame whose cells resemble those of the previous frame (see
-    :func:`stages.cosegment.motion.continuity`) less than ``cut_similarity``, and less by ``cut_drop`` than is usual
-    in the shot.
+    A cut is a frame whose similarity to the previous frame (:func:`stages.cosegment.motion.continuity`) is below
+    ``cut_similarity``, and by ``cut_drop`` below what is usual in the shot.
     """
 
     def __init__(self, cut_similarity: float, cut_drop: float) -> None:

@@ -146,7 +146,9 @@ class Cosegmenter:
             ValueError: Two passes over an iterator that can be read only once.
         """
         if self._used:
-            raise RuntimeError("this Cosegmenter has already been used for a video; call reset() before the next one")
+            raise RuntimeError(
+                "this Cosegmenter has already been used for a video; call reset() before the next one"
+            )
         self._used = True
         if self.config.mode == "streaming":
             return self._streaming(packets)

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.grid import PatchGrid
-from pipeline.core.records import Features, Frame, Packet
 from pipeline.images.correspondences import best_buddies, find_correspondences, nearest_neighbors
 from pipeline.images.grabcut import grabcut
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, cosegment_images
@@ -80,7 +78,9 @@ def test_object_motion_ignores_the_camera() -> None:
     first, second = texture[20:260, 20:380].copy(), texture[22:262, 23:383].copy()
     first[80:140, 100:180] = texture[200:260, 10:90]
     second[84:144, 108:188] = texture[200:260, 10:90]
-    motion = object_motion(dense_flow(first, second), PatchGrid.from_input((240, 360), (240, 360), patch_px=10, stride_px=10))
+    motion = object_motion(
+        dense_flow(first, second), PatchGrid.from_input((240, 360), (240, 360), patch_px=10, stride_px=10)
+    )
     inside = motion[9:13, 12:16]
     outside = np.concatenate([motion[:5].ravel(), motion[-5:].ravel()])
     assert inside.min() > 3
