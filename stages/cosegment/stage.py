@@ -48,9 +48,10 @@ class Cosegmenter:
     streaming at most ``warmup_frames`` packets are held back, at the start and after each cut, and the descriptors
     of as many frames are remembered. One object is used for one video; call :meth:`reset` before the next.
 
-    With ``mode: two_pass`` the video is read twice: :meth:`survey` looks at every packet, :meth:`finish_survey` fits
-    one codebook on an even sample of them, and the call labels the packets of the second reading one by one. A call
-    without a survey before it does both, and therefore needs packets that can be iterated twice, such as a list.
+    With ``mode: two_pass`` the video is read twice: :meth:`survey` looks at every packet, :meth:`finish_survey`
+    fits one codebook on an even sample of them, and the call labels the packets of the second reading one by one.
+    A call without a survey before it does both, and therefore needs packets that can be iterated twice, such as a
+    list.
 
     Attributes:
         warnings: One line each, at most 50.
@@ -180,7 +181,7 @@ class Cosegmenter:
             self.finish_survey()
         for packet in packets:
             self.current_index = packet.index
-            yield self._labelled(packet, self._shots.observe(packet))
+            yield self._labeled(packet, self._shots.observe(packet))
 
     def _streaming(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         for packet in packets:
@@ -212,7 +213,7 @@ class Cosegmenter:
         self._fit(window, waiting[0].index, self._reason, features_of(waiting[0]).grid)
         background = None if self._still is None else self._still.cells()
         for packet, seen in zip(waiting, window, strict=True):
-            yield self._labelled(packet, seen, background)
+            yield self._labeled(packet, seen, background)
 
     def _follow(self, packet: Packet, seen: Observation) -> Packet:
         """Label a later frame of a shot, then learn from it; fit again when too many did not fit."""
@@ -222,12 +223,12 @@ class Cosegmenter:
         if self._misfits >= self.config.break_frames:
             self._fit(list(self._recent), packet.index, "change", features_of(packet).grid)
         background = None if self._still is None else self._still.follow(seen.flow, seen.motion_px)
-        labelled = self._labelled(packet, seen, background)
+        labeled = self._labeled(packet, seen, background)
         self._codebook = self._codebook.updated(
             seen, self.config.forgetting, background=None if background is None else background.ravel()
         )
         self._numbers.follow(self._codebook.parts)
-        return labelled
+        return labeled
 
     def _drop_still_cells(self, window: list[Observation], grid: PatchGrid) -> None:
         """Fit the parts again without what never moves while the rest does."""
@@ -277,7 +278,7 @@ class Cosegmenter:
         if line not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
             self.warnings.append(line)
 
-    def _labelled(
+    def _labeled(
         self, packet: Packet, seen: Observation, background: npt.NDArray[np.bool_] | None = None
     ) -> Packet:
         assert self._codebook is not None

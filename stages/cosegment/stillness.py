@@ -1,10 +1,10 @@
 """Parts of the foreground that stand still while the rest moves are background.
 
-In one frame a salient rock beside a moving animal can pass for a part of it; over a second of video the animal moves
-relative to the camera and the rock does not. The cue is used only where it can be trusted: the camera stands still
-or drifts slowly, and the foreground as a whole moves (a scene in which nothing moves says nothing). It is found on
-the first frames of a shot and then carried along the optical flow, so that it stays with the rock while the camera
-drifts, and is dropped where something passes in front.
+In one frame a salient rock beside a moving animal can pass for a part of it; over a second of video the animal
+moves relative to the camera and the rock does not. The cue is used only where it can be trusted: the camera stands
+still or drifts slowly, and the foreground as a whole moves. It is found on the first frames of a shot and then
+carried along the optical flow, so that it stays with the rock while the camera drifts, and is dropped where
+something passes in front.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIN_MOVING_SHARE = 0.3
 """Share of the foreground that must move before the rest of it counts as still."""
 
 MIN_PATCH_SHARE = 0.02
-"""Still patches smaller than this share of the foreground are taken for the uniform interior of a moving object."""
+"""Still patches smaller than this share of the foreground count as the uniform interior of a moving object."""
 
 
 def find_still_cells(
@@ -77,7 +77,7 @@ class StillRegion:
     """Still cells, carried from frame to frame."""
 
     def __init__(self, cells: BoolArray, grid: PatchGrid, small_hw: tuple[int, int]) -> None:
-        """Start with ``cells``, bool ``(h, w)`` on ``grid``, and carry them at the size of the flow, ``(H', W')``."""
+        """Start with ``cells``, bool ``(h, w)`` on ``grid``; they are carried at the flow's size ``(H', W')``."""
         self._grid = grid
         self._map = _upsampled(np.asarray(cells, np.float32), grid, small_hw)
 

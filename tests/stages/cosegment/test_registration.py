@@ -1,4 +1,4 @@
-"""Overlapping patches do not tile the frame: a plain resize between cells and pixels is off by up to half a patch."""
+"""Overlapping patches do not tile the frame: plain resizing of cells is wrong by up to half a patch."""
 
 from __future__ import annotations
 
