@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
 
+from pipeline.core.config import load_config, parse_overrides
 from pipeline.core.files import write_json_whole
-
-if TYPE_CHECKING:
-    from pipeline.core.records import Packet
-    from pipeline.formats.davis import DavisSequence
-    from stages.cosegment import CosegmentConfig
-    from stages.extract import Extractor
+from pipeline.core.records import Frame, Packet
+from pipeline.evaluation.davis_metrics import region_similarity
+from pipeline.evaluation.part_metrics import Consistency, part_consistency
+from pipeline.formats.davis import DavisSequence, open_davis
+from pipeline.formats.image_folder import load_image
+from stages.cosegment import CosegmentConfig, Cosegmenter
+from stages.extract import ExtractConfig, Extractor
 
 
 def bench_parts(
@@ -30,20 +36,10 @@ def bench_parts(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the numbers.")] = None,
 ) -> None:
     """Measure foreground J, parts' temporal consistency and the share of time beside extraction."""
-    from rich.console import Console
-    from rich.table import Table
-    from tqdm import tqdm
-
-    from pipeline.commands.image_sets import make_extractor
-    from pipeline.core.config import load_config, parse_overrides
-    from pipeline.formats.davis import open_davis
-    from stages.cosegment import CosegmentConfig
-    from stages.extract import ExtractConfig
-
     names = [name for name in sequences.split(",") if name]
     found = open_davis(root, "2016", split=split, sequences=names or None)
     extract = {"short_side": short_side, "saliency": saliency, "lift": lift}
-    extractor = make_extractor(load_config(ExtractConfig, extract, origin="bench parts"))
+    extractor = Extractor(load_config(ExtractConfig, extract, origin="bench parts"))
     runs = [tuple(run.split(",")) for run in variants.split(";")]
     configs = {
         " ".join(run): load_config(CosegmentConfig, parse_overrides(run), origin="bench parts") for run in runs
@@ -69,9 +65,6 @@ def bench_parts(
 
 def _extracted(sequence: DavisSequence, extractor: Extractor) -> tuple[list[Packet], float]:
     """A sequence's packets with features, and the CPU seconds that extraction took."""
-    from pipeline.core.records import Frame
-    from pipeline.formats.image_folder import load_image
-
     paths = [sequence.frames_dir / f"{name}.jpg" for name in sequence.frame_names]
     frames = [Frame(load_image(path), i, i / 24.0) for i, path in enumerate(paths)]
     started = time.process_time()
@@ -83,21 +76,15 @@ def _measure(
     sequence: DavisSequence, packets: list[Packet], config: CosegmentConfig, extract_seconds: float
 ) -> dict[str, float]:
     """Scores of one sequence, and co-segmentation's CPU time as a share of extraction's."""
-    import numpy as np
-
-    from pipeline.evaluation.davis_metrics import region_similarity
-    from pipeline.evaluation.part_metrics import Consistency, part_consistency
-    from stages.cosegment import Cosegmenter
-
     stage = Cosegmenter(config)
     started = time.process_time()
-    labelled = list(stage(iter(packets)))
+    labeled = list(stage(packets))
     cost = (time.process_time() - started) / max(extract_seconds, 1e-9)
     truths = [sequence.annotation(name) > 0 for name in sequence.frame_names]
-    masks = [packet.parts.index_mask for packet in labelled if packet.parts is not None]
+    masks = [packet.parts.index_mask for packet in labeled if packet.parts is not None]
     consistency, numbers = Consistency(), set[int]()
     for i in range(1, len(masks)):
-        images = labelled[i - 1].frame.image, labelled[i].frame.image
+        images = labeled[i - 1].frame.image, labeled[i].frame.image
         consistency = consistency + part_consistency(images, (masks[i - 1], masks[i]), truths[i - 1])
     for mask in masks:
         numbers.update(np.unique(mask[mask > 0]).tolist())

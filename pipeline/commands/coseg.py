@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import typer
+from rich.console import Console
 
+from pipeline.images import image_sets
+from pipeline.images.image_sets import DescribedImage
+from pipeline.core.arrays import normalize_rows
+from pipeline.core.colors import PART_COLORS
+from pipeline.core.config import load_config
+from pipeline.core.errors import MaskError
 from pipeline.core.files import write_json_whole
-
-if TYPE_CHECKING:
-    from pipeline.commands.image_sets import DescribedImage
-    from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult
+from pipeline.evaluation.part_metrics import cosegmentation_scores
+from pipeline.formats.palette import read_indexed_png, write_indexed_png
+from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult, cosegment_images
+from stages.annotate.drawing import tint
+from stages.cosegment.cosegmentation import KmeansOptions
+from stages.extract import ExtractConfig, Extractor
 
 Image = npt.NDArray[np.uint8]
 
@@ -55,12 +64,6 @@ def coseg(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
     """Segment what a set of images has in common, and its parts (Amir et al. 2021)."""
-    from pipeline.commands import image_sets
-    from pipeline.core.config import load_config
-    from pipeline.images.image_cosegmentation import SetOptions, cosegment_images
-    from stages.cosegment.cosegmentation import KmeansOptions
-    from stages.extract import ExtractConfig
-
     files = image_sets.find_images(images)
     chosen = method if method != "auto" else ("vote" if backbone.startswith("dino_") else "discriminant")
     extract = {
@@ -68,7 +71,7 @@ def coseg(
         "stride_px": stride, "saliency": "cls_attention", "device": device,
         "cls": "facet" if filter_outliers else "none",
     }  # fmt: skip
-    extractor = image_sets.make_extractor(load_config(ExtractConfig, extract, origin="coseg"))
+    extractor = Extractor(load_config(ExtractConfig, extract, origin="coseg"))
     image_sets.claim_folder(output, overwrite=overwrite)
     named = image_sets.load_named(files)
     described = image_sets.describe(named, extractor)
@@ -106,8 +109,6 @@ def make_crops(image: Image, count: int, seed: list[int]) -> list[Image]:
 
 
 def _cells(described: DescribedImage, *, original: bool) -> SetImage:
-    from pipeline.core.arrays import normalize_rows
-    from pipeline.images.image_cosegmentation import SetImage
 
     cls = described.features.cls
     return SetImage(
@@ -128,12 +129,6 @@ def _write(
     annotations: Path | None,
     options: SetOptions,
 ) -> None:
-    from rich.console import Console
-
-    from pipeline.commands import image_sets
-    from pipeline.core.colors import PART_COLORS
-    from pipeline.formats.palette import write_indexed_png
-    from stages.annotate.drawing import tint
 
     for folder in ("foreground", "parts"):
         (output / folder).mkdir(exist_ok=True)
@@ -164,9 +159,6 @@ def _write(
 
 
 def _score(annotations: Path, described: list[DescribedImage], results: list[SetResult]) -> tuple[float, float]:
-    from pipeline.core.errors import MaskError
-    from pipeline.evaluation.part_metrics import cosegmentation_scores
-    from pipeline.formats.palette import read_indexed_png
 
     truths = []
     for image in described:

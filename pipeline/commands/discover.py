@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import cv2
+import torch
 import typer
+from rich.console import Console
 
+from pipeline.images import image_sets
+from pipeline.images.image_sets import DescribedImage
+from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
-
-if TYPE_CHECKING:
-    from pipeline.commands.image_sets import DescribedImage
+from pipeline.evaluation.localization import corloc, read_voc_boxes
+from pipeline.images.tokencut import normalized_cut
+from stages.extract import ExtractConfig, Extractor
 
 
 def discover(
@@ -28,21 +34,14 @@ def discover(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
-    """Find one object in every image by a normalised cut (TokenCut): boxes as JSON, and pictures."""
-    from rich.console import Console
-
-    from pipeline.commands import image_sets
-    from pipeline.core.config import load_config
-    from pipeline.evaluation.localization import corloc, read_voc_boxes
-    from stages.extract import ExtractConfig
-
+    """Find one object in every image by a normalized cut (TokenCut): boxes as JSON, and pictures."""
     files = image_sets.find_images(images)
     truths = [read_voc_boxes(annotations / f"{file.stem}.xml") for file in files] if annotations else None
     options = {
         "backbone": backbone, "weights": weights, "facets": (facet,), "short_side": short_side, "lift": lift,
         "saliency": "none", "device": device,
     }  # fmt: skip
-    extractor = image_sets.make_extractor(load_config(ExtractConfig, options, origin="discover"))
+    extractor = Extractor(load_config(ExtractConfig, options, origin="discover"))
     image_sets.claim_folder(output, overwrite=overwrite)
     results: list[dict[str, Any]] = []
     for file, named in zip(files, image_sets.load_named(files), strict=True):
@@ -60,12 +59,6 @@ def discover(
 
 def _box(described: DescribedImage, threshold: float, picture: Path) -> tuple[float, float, float, float]:
     """The object's box in pixels, drawn into a picture."""
-    import cv2
-    import torch
-
-    from pipeline.commands.image_sets import write_picture
-    from pipeline.images.tokencut import normalized_cut
-
     cut = normalized_cut(described.descriptors, threshold=threshold)
     corners = torch.tensor(cut.box_cells, dtype=torch.float32).reshape(2, 2)
     height, width = described.image.shape[:2]
@@ -75,5 +68,5 @@ def _box(described: DescribedImage, threshold: float, picture: Path) -> tuple[fl
     thickness = max(2, min(height, width) // 160)
     first, second = (round(box[0]), round(box[1])), (round(box[2]), round(box[3]))
     cv2.rectangle(drawn, first, second, (255, 60, 60), thickness, cv2.LINE_AA)
-    write_picture(picture, drawn)
+    image_sets.write_picture(picture, drawn)
     return box

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import typer
+from rich.console import Console
+from tqdm import tqdm
 
+from pipeline.images import image_sets
+from pipeline.images.match_images import Matcher
+from pipeline.core.colors import id_colors
+from pipeline.core.config import load_config
+from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_json_whole
+from stages.extract import ExtractConfig, Extractor
 
 
 def match(
@@ -33,7 +42,7 @@ def match(
     ] = None,
     zoom: Annotated[
         bool | None,
-        typer.Option("--zoom/--no-zoom", help="Look again, closely, around what is found; DINOv2's default."),
+        typer.Option("--zoom/--no-zoom", help="Refine in windows around the first pairs; the default for DINOv2."),
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Stride of the patches in pixels; divides the patch.")] = 7,
     log_bins: Annotated[int, typer.Option(help="Levels of log binning; 0 is off.")] = 2,
@@ -43,21 +52,13 @@ def match(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
     """Find points of A and B that correspond (best buddies, or given points' partners): JSON, picture."""
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from pipeline.commands import image_sets
-    from pipeline.commands.match_images import Matcher
-    from pipeline.core.config import load_config
-    from stages.extract import ExtractConfig
-
     files = image_sets.find_images([a, b])
     options = {
         "backbone": backbone, "weights": weights, "facets": (facet or default_facet(backbone, lift),),
         "short_side": short_side, "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "cls": "final",
         "lift": lift, "device": device,
     }  # fmt: skip
-    extractor = image_sets.make_extractor(load_config(ExtractConfig, options, origin="match"))
+    extractor = Extractor(load_config(ExtractConfig, options, origin="match"))
     images = image_sets.load_named(files)
     wanted = [parse_point(text, images[0][1].shape[:2]) for text in point or []]
     image_sets.claim_folder(output, overwrite=overwrite)
@@ -65,11 +66,12 @@ def match(
         threshold = 0.05 if extractor.cue == "cls_attention" else 0.2
     with tqdm(unit="view", desc="match") as progress:
         matcher = Matcher(extractor, images, threshold=threshold, on_view=progress.update)
-        closely = backbone.startswith("dinov2") if zoom is None else zoom
+        if zoom is None:
+            zoom = backbone.startswith("dinov2")
         if wanted:
-            found = matcher.partners(np.array(wanted, np.float32), closely=closely)
+            found = matcher.partners(np.array(wanted, np.float32), zoom=zoom)
         else:
-            found = matcher.best_pairs(pairs, closely=closely)
+            found = matcher.best_pairs(pairs, zoom=zoom)
     score = matcher.saliency_of(found)
     write_json_whole(
         output / "matches.json",
@@ -106,7 +108,7 @@ def draw_matches(
     points: npt.NDArray[np.float32],
     partners: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.uint8]:
-    """Both images side by side, matching points in one colour with one number.
+    """Both images side by side, matching points in one color with one number.
 
     Args:
         first: uint8 ``(H, W, 3)``.
@@ -114,12 +116,8 @@ def draw_matches(
         points: float32 ``(M, 2)`` as (x, y) in the first image.
         partners: The same in the second.
     """
-    import cv2
-
-    from pipeline.core.colors import id_colors
-
     height = 480
-    colours = id_colors(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
+    colors = id_colors(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
     sides = []
     for image, places in ((first, points), (second, partners)):
         scale = height / image.shape[0]
@@ -127,7 +125,7 @@ def draw_matches(
         for number, place in enumerate(places, start=1):
             at = (round(float(place[0]) * scale), round(float(place[1]) * scale))
             cv2.circle(side, at, 9, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(side, at, 7, colours[number].tolist(), -1, cv2.LINE_AA)
+            cv2.circle(side, at, 7, colors[number].tolist(), -1, cv2.LINE_AA)
             cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (255, 255, 255), 3, cv2.LINE_AA)
             cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         sides.append(side)
@@ -140,8 +138,6 @@ def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:
     >>> parse_point("12,3.5", (10, 20))
     (12.0, 3.5)
     """
-    from pipeline.core.errors import ConfigError
-
     try:
         x, y = (float(value) for value in text.split(","))
     except ValueError:

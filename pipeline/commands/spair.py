@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import typer
+from PIL import Image as Pillow
+from rich.console import Console
+from tqdm import tqdm
 
+from pipeline.images.image_sets import describe
+from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.pck import PointErrors
-    from pipeline.formats.spair import SpairPair
-    from stages.extract import Extractor
+from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, transfer_points
+from pipeline.formats.image_folder import load_image
+from pipeline.formats.spair import SpairPair, list_pairs, read_pair
+from stages.extract import ExtractConfig, Extractor
 
 _ALPHAS = (0.1, 0.05, 0.01)
 
@@ -40,15 +45,6 @@ def spair(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the scores.")] = None,
 ) -> None:
     """Measure point correspondence (PCK) on SPair-71k."""
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from pipeline.commands.image_sets import make_extractor
-    from pipeline.core.config import load_config
-    from pipeline.evaluation.pck import mean_over_categories
-    from pipeline.formats.spair import list_pairs, read_pair
-    from stages.extract import ExtractConfig
-
     listed = list_pairs(root, split)
     options: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "stride_px": stride, "lift": lift, "device": device,
@@ -58,7 +54,7 @@ def spair(
         options |= {"facets": (facet or "key@11",), "input_hw": (size, size)}
     else:
         options |= {"facets": (facet or "key@9",), "short_side": size, "log_bins": 2, "resize": "lanczos"}
-    extractor = make_extractor(load_config(ExtractConfig, options, origin="spair"))
+    extractor = Extractor(load_config(ExtractConfig, options, origin="spair"))
     rng = np.random.default_rng(seed)
     count = pairs or (100 if protocol == "lift" else 20)
     errors: dict[str, list[PointErrors]] = {}
@@ -86,8 +82,6 @@ def letterbox(image: npt.NDArray[np.uint8], size_px: int) -> tuple[npt.NDArray[n
     Returns:
         The square, the scale, and the offset (x, y): a point p of the image is at ``p * scale + offset``.
     """
-    from PIL import Image as Pillow
-
     height, width = image.shape[:2]
     scale = size_px / max(height, width)
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -99,11 +93,6 @@ def letterbox(image: npt.NDArray[np.uint8], size_px: int) -> tuple[npt.NDArray[n
 
 
 def _by_box(pair: SpairPair, extractor: Extractor, size: int) -> PointErrors:
-    import torch
-
-    from pipeline.commands.image_sets import describe
-    from pipeline.evaluation.pck import PointErrors, transfer_points
-    from pipeline.formats.image_folder import load_image
 
     squares = [letterbox(load_image(path), size) for path in (pair.source, pair.target)]
     source, target = describe([("a", squares[0][0]), ("b", squares[1][0])], extractor)
@@ -117,11 +106,6 @@ def _by_box(pair: SpairPair, extractor: Extractor, size: int) -> PointErrors:
 
 
 def _by_image(pair: SpairPair, extractor: Extractor, size: int) -> PointErrors:
-    import torch
-
-    from pipeline.commands.image_sets import describe
-    from pipeline.evaluation.pck import PointErrors, nearest_cells
-    from pipeline.formats.image_folder import load_image
 
     named = [("a", load_image(pair.source)), ("b", load_image(pair.target))]
     source, target = (describe([image], extractor)[0] for image in named)

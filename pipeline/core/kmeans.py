@@ -1,7 +1,7 @@
 """K-means on descriptors through FAISS: the elbow rule, assignment, and keeping numbers through refits.
 
 Source: Amir et al. 2021, "Deep ViT Features as Dense Visual Descriptors", section 4
-(https://arxiv.org/abs/2112.05814): Euclidean k-means on L2-normalised descriptors, K grown until the mean
+(https://arxiv.org/abs/2112.05814): Euclidean k-means on L2-normalized descriptors, K grown until the mean
 squared distance stops improving.
 """
 
@@ -29,7 +29,7 @@ class Clustering:
     """A fitted set of centroids.
 
     Attributes:
-        centroids: float32 ``(K, C)``, as k-means returns them (not re-normalised).
+        centroids: float32 ``(K, C)``, as k-means returns them (not re-normalized).
         objective: Mean squared distance of the rows it was judged on to their nearest centroid.
     """
 

@@ -123,29 +123,32 @@ class PartMap:
     """Parts of the foreground of one frame.
 
     Attributes:
-        part_ids: uint8 ``(h, w)`` on the feature grid, 0 is background, parts count from 1.
+        part_ids: uint8 ``(h, w)`` on the feature grid, 0 is background, parts count from 1; None unless asked for
+            (``cosegment.part_ids``).
         num_parts: Number of parts in the codebook; ids go up to it.
         index_mask: uint8 ``(H, W)`` at the frame's size.
         foreground: float32 ``(h, w)`` in [0, 1], how sure the cell is foreground.
     """
 
-    part_ids: npt.NDArray[np.uint8]
+    part_ids: npt.NDArray[np.uint8] | None
     num_parts: int
     index_mask: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.part_ids.ndim != 2 or self.index_mask.ndim != 2:
+        if self.foreground.ndim != 2 or self.index_mask.ndim != 2:
             raise ValueError(
-                f"PartMap needs (h, w) and (H, W), got {self.part_ids.shape} and {self.index_mask.shape}"
+                f"PartMap needs (h, w) and (H, W), got {self.foreground.shape} and {self.index_mask.shape}"
             )
+        if self.part_ids is None:
+            return
         if self.foreground.shape != self.part_ids.shape:
             raise ValueError(f"PartMap.foreground {self.foreground.shape} != part_ids {self.part_ids.shape}")
         if self.part_ids.size and int(self.part_ids.max()) > self.num_parts:
             raise ValueError(f"PartMap holds id {int(self.part_ids.max())} of {self.num_parts} parts")
 
     def __repr__(self) -> str:
-        return f"PartMap(part_ids={self.part_ids.shape}, num_parts={self.num_parts})"
+        return f"PartMap(index_mask={self.index_mask.shape}, num_parts={self.num_parts})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Source: Amir et al. 2021, section 4 (https://arxiv.org/abs/2112.05814), on log-binned keys of layer 9.
 
-Differs from the reference: images without a foreground best buddy give an empty list, where it fails; k-means is
-FAISS's, so which of several equally salient pairs stands for a cluster may differ.
+Differs from the reference: images without a foreground best buddy give an empty list instead of an error; k-means
+is FAISS's, so which of several equally salient pairs represents a cluster may differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def nearest_neighbors(a: FloatArray, b: FloatArray, chunk: int = 2048) -> tuple[
     Args:
         a: float32 ``(N, C)``.
         b: float32 ``(M, C)``.
-        chunk: Rows of ``a`` compared at once, so that the similarities never stand in memory whole.
+        chunk: Rows of ``a`` compared at once, so that the similarities are never in memory as a whole.
     """
     forward = np.empty(len(a), np.int64)
     backward = np.zeros(len(b), np.int64)
@@ -55,7 +55,7 @@ def nearest_neighbors(a: FloatArray, b: FloatArray, chunk: int = 2048) -> tuple[
 
 
 def best_buddies(a: FloatArray, b: FloatArray) -> tuple[IntArray, IntArray]:
-    """Pairs ``(i, j)`` where each is the other's nearest neighbour.
+    """Pairs ``(i, j)`` where each is the other's nearest neighbor.
 
     >>> first, second = best_buddies(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[2, 0]])
     >>> first.tolist(), second.tolist()

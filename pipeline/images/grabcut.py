@@ -27,7 +27,7 @@ def grabcut(
         erosion_px: Side of the eroding square.
 
     Returns:
-        bool ``(H, W)``; the mask itself where either side erodes to nothing, since there is no colour to learn.
+        bool ``(H, W)``; the mask itself where either side erodes to nothing, since no colors can be learned.
     """
     kernel = np.ones((erosion_px, erosion_px), np.uint8)
     inside = cv2.erode(mask.astype(np.uint8), kernel) > 0

@@ -43,7 +43,7 @@ class SetImage:
     Attributes:
         image: uint8 ``(H, W, 3)``.
         grid: Where its cells lie.
-        rows: float32 ``(N, C)``, L2-normalised.
+        rows: float32 ``(N, C)``, L2-normalized.
         saliency: float32 ``(N,)`` in [0, 1].
         cls: float32 ``(C',)``, or None.
         original: False for an augmentation, which joins the clustering but never votes or comes back.
@@ -104,7 +104,7 @@ class SetResult:
 
 
 def find_outliers(cls: list[FloatArray], min_cosine: float = 0.7) -> BoolArray:
-    """Which images do not belong: CLS descriptors too far from the un-normalised mean of all.
+    """Which images do not belong: CLS descriptors too far from the unnormalized mean of all.
 
     >>> find_outliers([np.array([1.0, 0.0]), np.array([1.0, 0.1]), np.array([-0.2, 1.0])], 0.6).tolist()
     [False, False, True]
@@ -166,10 +166,10 @@ def _foreground(
     if options.method == "discriminant":
         saliency = [relative_saliency(image.saliency) for image in images]
         still = [np.zeros_like(values) for values in saliency]
-        learnt = fit_discriminant(rows, saliency, still, cues="saliency")
-        if learnt is None:
+        learned = fit_discriminant(rows, saliency, still, cues="saliency")
+        if learned is None:
             return [np.full(len(r), -1.0, np.float32) for r in rows], None
-        return [learnt.logits(r) for r in rows], None
+        return [learned.logits(r) for r in rows], None
     convert = relative_saliency if options.relative else np.asarray
     clusters, salient = fit_clusters(
         rows,

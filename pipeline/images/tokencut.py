@@ -1,4 +1,4 @@
-"""One object in an image by a normalised cut on the affinity of its cells.
+"""One object in an image by a normalized cut on the affinity of its cells.
 
 Source: Wang et al. 2022, "TokenCut" (https://arxiv.org/abs/2209.00383), section 3; Shi and Malik 2000 for the cut.
 """
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from pipeline.core.arrays import FloatArray, normalize_rows
+from pipeline.core.normalized_cut import cut_eigenvectors
 
 _WEAK = 1e-5
+_NUM_VECTORS = 8
+_NUM_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def normalized_cut(descriptors: npt.NDArray[np.floating], *, threshold: float = 
     """
     channels, height, width = descriptors.shape
     unit = normalize_rows(descriptors.reshape(channels, -1).T)
-    affinity = np.where(unit @ unit.T > threshold, np.float32(1.0), np.float32(_WEAK))
+    affinity = np.where(unit @ unit.T > threshold, 1.0, _WEAK)
     vector = _second_eigenvector(affinity)
     if float(np.ptp(vector)) < 1e-7:
         everything = np.ones((height, width), bool)
@@ -75,17 +78,10 @@ def normalized_cut(descriptors: npt.NDArray[np.floating], *, threshold: float = 
     )
 
 
-def _second_eigenvector(affinity: FloatArray) -> npt.NDArray[np.float64]:
-    """Second generalised eigenvector, through the largest two of ``D^-1/2 A D^-1/2``."""
-    degree = affinity.sum(axis=1, dtype=np.float64)
-    root = 1.0 / np.sqrt(degree)
-    normalized = affinity * root[:, None] * root[None]
+def _second_eigenvector(affinity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Second generalized eigenvector; zeros where there is nothing to cut."""
     if len(affinity) < 3 or float(np.ptp(affinity)) == 0.0:
         return np.zeros(len(affinity))
-    try:
-        start = np.random.default_rng(0).standard_normal(len(affinity))
-        values, vectors = eigsh(normalized.astype(np.float64), k=2, which="LA", v0=start)
-    except ArpackNoConvergence:
-        values, vectors = np.linalg.eigh(normalized)
-    second = np.argsort(values)[-2]
-    return np.asarray(vectors[:, second] * root, np.float64)
+    count = min(_NUM_VECTORS, len(affinity) - 1)
+    vectors = cut_eigenvectors(torch.from_numpy(affinity)[None], count, _NUM_STEPS)
+    return np.asarray(vectors[0, :, 0].numpy(), np.float64)

@@ -1,5 +1,6 @@
 """Cosegment: foreground and parts that keep their numbers through a video (Amir et al. 2021)."""
 
-from stages.cosegment.stage import CosegmentConfig, Cosegmenter
+from stages.cosegment.config import CosegmentConfig
+from stages.cosegment.stage import Cosegmenter
 
 __all__ = ["CosegmentConfig", "Cosegmenter"]

@@ -1,13 +1,13 @@
-"""What a shot is made of: foreground, clusters and parts, fitted on a window and kept up to date.
+"""The codebook of a shot: foreground, clusters and parts, fitted on a window of frames and kept up to date.
 
 The codebook of the streaming co-segmentation. Amir et al. 2021 (section 4) treat the frames of a video as a set of
-images; here the same is fitted on a window of frames and then follows the stream with mini-batch k-means that
-forgets.
+images; here the same is fitted on a window of frames and then follows the stream with mini-batch k-means with
+forgetting.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.core.arrays import FloatArray, IntArray
 from pipeline.core.kmeans import assign, fit_kmeans, minibatch_update, sample_rows
+from pipeline.core.state import State
 from stages.cosegment.cosegmentation import (
     KmeansOptions,
     fit_clusters,
@@ -23,33 +24,15 @@ from stages.cosegment.cosegmentation import (
     vote_logits,
 )
 from stages.cosegment.foreground import Discriminant, fit_discriminant
+from stages.cosegment.observation import Observation
 
 ForegroundMethod = Literal["discriminant", "vote"]
 Cues = Literal["both", "saliency", "motion"]
 
-# The clusters only measure how well the codebook fits where the discriminant finds the foreground: few rounds do.
+# With a discriminant the clusters only measure how well the codebook fits: few rounds are enough.
 _MONITOR_ROUNDS = 20
-# Passes over the window in which the discriminant learns what is known to be background.
+# Passes over the window in which the discriminant learns the cells known to be background.
 _CORRECTION_ROUNDS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the codebook needs of a frame.
-
-    Attributes:
-        rows: float32 ``(N, C)``, L2-normalised descriptors.
-        saliency: float32 ``(N,)``, relative to the frame's mean; zeros where there is none.
-        motion_px: float32 ``(N,)``, motion against the camera; None for the first frame of a shot.
-        gray: uint8 ``(H', W')``, a small copy of the frame; None where nothing in time is wanted.
-        flow: float32 ``(H', W', 2)`` to the frame before; None for the first frame of a shot.
-    """
-
-    rows: FloatArray
-    saliency: FloatArray
-    motion_px: FloatArray | None
-    gray: npt.NDArray[np.uint8] | None = None
-    flow: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +55,13 @@ class Codebook:
 
     Attributes:
         clusters: float32 ``(K, C)``, centroids of everything.
-        cluster_counts: float64 ``(K,)``, their faded members.
+        cluster_counts: float64 ``(K,)``, their faded member counts.
         salient: bool ``(K,)``, the clusters voted foreground; all False where the discriminant decides.
         discriminant: Decides the foreground, or None where the votes do or nothing was found.
         parts: float32 ``(P, C)``, centroids of the foreground.
         part_counts: float64 ``(P,)``.
         fit_error: Mean squared distance to the clusters when fitted.
-        spread: Mean squared distance to the mean when fitted, the scale that distances are judged on.
+        spread: Mean squared distance to the mean when fitted, the scale that distances are compared with.
     """
 
     clusters: FloatArray
@@ -89,6 +72,17 @@ class Codebook:
     part_counts: npt.NDArray[np.float64]
     fit_error: float
     spread: float
+
+    def state(self) -> State:
+        """The fields by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "discriminant": None if self.discriminant is None else self.discriminant.state()}
+
+    @classmethod
+    def from_state(cls, state: State) -> Codebook:
+        """The codebook of a :meth:`state`."""
+        learned = state["discriminant"]
+        return cls(**{**state, "discriminant": None if learned is None else Discriminant.from_state(learned)})
 
     @property
     def is_empty(self) -> bool:
@@ -102,13 +96,13 @@ class Codebook:
         return vote_logits(rows, self.clusters, self.salient)
 
     def error_of(self, rows: FloatArray) -> float:
-        """How badly a frame fits, relative to the window; about 1 while nothing changes."""
+        """How badly a frame fits, relative to the window; about 1 as long as the scene stays the same."""
         return float(assign(rows, self.clusters)[1].mean()) / max(self.fit_error, 1e-6)
 
     def updated(
         self, seen: Observation, forgetting: float, *, background: npt.NDArray[np.bool_] | None = None
     ) -> Codebook:
-        """The codebook after one more frame; cells known to be background, ``(N,)``, are learnt as such."""
+        """The codebook after one more frame; cells known to be background, ``(N,)``, are learned as such."""
         labels, _ = assign(seen.rows, self.clusters)
         clusters, counts = minibatch_update(
             self.clusters, self.cluster_counts, seen.rows, labels, forgetting=forgetting
@@ -166,7 +160,7 @@ def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
 
 
 def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) -> Codebook:
-    """The codebook with parts fitted on what it calls foreground among ``rows``, ``(N, C)`` a frame."""
+    """The codebook with parts fitted on what it calls foreground among ``rows``, ``(N, C)`` per frame."""
     masks = [codebook.logits(frame) > 0 for frame in rows]
     if options.three_stage:
         parts = three_stage_parts(
@@ -203,7 +197,7 @@ def _monitor_clusters(rows: list[FloatArray], kmeans: KmeansOptions) -> FloatArr
 
 
 def _motion_of(window: list[Observation]) -> list[FloatArray]:
-    """Motion of every frame; the first frame of a shot has none and borrows its successor's."""
+    """Motion of every frame; the first frame of a shot has none and takes that of the next."""
     motions: list[FloatArray] = []
     for place, seen in enumerate(window):
         later = window[place + 1].motion_px if place + 1 < len(window) else None

@@ -43,7 +43,7 @@ def fit_clusters(
     """Cluster the cells of all frames and vote for the salient clusters.
 
     Args:
-        descriptors: For each frame float32 ``(N, C)``, L2-normalised.
+        descriptors: For each frame float32 ``(N, C)``, L2-normalized.
         saliency: For each voting frame float32 ``(N,)``, compared with ``threshold``; frames beyond these do not
             vote.
         options: Of k-means.
@@ -77,7 +77,7 @@ def fit_parts(
     """Cluster the foreground into parts.
 
     Args:
-        descriptors: For each frame float32 ``(N, C)``, L2-normalised.
+        descriptors: For each frame float32 ``(N, C)``, L2-normalized.
         foreground: For each frame bool ``(N,)``.
         num_parts: Wanted number of parts; None lets the elbow rule find it.
         options: Of k-means; ``sample_interval`` counts foreground cells.
@@ -148,7 +148,7 @@ def three_stage_parts(
     """Parts by three stages: over-segment, keep what all frames have in common, cluster that again.
 
     Args:
-        descriptors: For each frame float32 ``(N, C)``, L2-normalised.
+        descriptors: For each frame float32 ``(N, C)``, L2-normalized.
         foreground: For each frame bool ``(N,)``.
         num_parts: Wanted number of parts; None lets the elbow rule find it.
         options: Of k-means.

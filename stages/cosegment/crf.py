@@ -6,7 +6,7 @@ their parts with.
 
 Differs from the reference: the bilateral filter runs on a sparse bilateral grid (Barron and Poole 2016, "The Fast
 Bilateral Solver", section 3: splat, blur, slice) instead of a permutohedral lattice. Both approximate the same
-Gaussian; the normalisation below removes their different scales.
+Gaussian; the normalization below removes their different scales.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CrfOptions:
         smooth_sxy_px: Standard deviation of the smoothness kernel in pixels.
         smooth_weight: Its weight.
         edge_sxy_px: Spatial standard deviation of the appearance kernel in pixels.
-        edge_srgb: Its standard deviation in colour, of 0 to 255.
+        edge_srgb: Its standard deviation in color, of 0 to 255.
         edge_weight: Its weight.
         iterations: Mean-field steps.
     """
@@ -83,7 +83,7 @@ class _BilateralGrid:
         size = np.array([sxy_px, sxy_px, srgb, srgb, srgb]) / np.sqrt(_CELL_VARIANCE)
         y, x = np.mgrid[0:height, 0:width]
         position = np.concatenate([np.stack([y, x], axis=-1), image], axis=-1).reshape(-1, 5)
-        # One empty cell around the occupied ones keeps a neighbour's key from wrapping into the next row.
+        # One empty cell around the occupied ones keeps a neighbor's key from wrapping into the next row.
         cells = np.rint(position / size).astype(np.int64) + 1
         extent = cells.max(axis=0) + 2
         steps = np.concatenate([np.cumprod(extent[:0:-1])[::-1], [1]])

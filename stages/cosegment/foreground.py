@@ -1,11 +1,10 @@
-"""Foreground without labels: a linear discriminant that teaches itself from weak cues.
+"""Foreground without labels: a linear discriminant that is self-trained from weak cues.
 
-Two weak cues say where an object may be: saliency (attention) and motion against the camera. Averaged over a
-window of frames they are right more often than not, and the descriptors are rich enough to generalise from them:
-the cells with the strongest cues are taken as foreground, Fisher's linear discriminant is fitted between them and
-the rest, its posterior (with the cues as prior) replaces the labels, and so on a few times. What comes out is one
-linear function of the descriptor, so it needs no cue on later frames and says the same of the same thing
-everywhere.
+Two weak cues say where an object may be: saliency and motion relative to the camera. Averaged over a window of
+frames they are right more often than not, and the descriptors are rich enough to generalize from them: the cells
+with the strongest cues are taken as foreground, Fisher's linear discriminant is fitted between them and the rest,
+its posterior (with the cues as prior) replaces the labels, and so on for a few rounds. The result is one linear
+function of the descriptor, so it needs no cue on later frames and labels equal descriptors equally everywhere.
 
 Sources: Fisher 1936 for the discriminant; Amir et al. 2021 for saliency as the seed. The self-training is this
 project's; ``docs/parts.md`` has what each cue gives.
@@ -13,12 +12,13 @@ project's; ``docs/parts.md`` has what each cue gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import FloatArray
+from pipeline.core.state import State
 from stages.cosegment.motion import moving_evidence
 
 _DIMENSIONS = 64
@@ -29,8 +29,8 @@ _ROUNDS = 6
 _PRIOR_WEIGHT = 1.0
 _SALIENCY_FLOOR = 0.2
 _SHARE_LIMITS = (0.002, 0.5)
-# Mean squared distance of unit descriptors from their mean below which a window shows one thing only. Real scenes
-# have 0.3 and more.
+# Mean squared distance of unit descriptors from their mean below which a window is uniform. Real scenes have 0.3
+# and more.
 _SPREAD_MIN = 0.02
 
 
@@ -41,6 +41,15 @@ class CueScale:
     saliency: tuple[float, float]
     motion: tuple[float, float]
     total: float
+
+    @classmethod
+    def from_state(cls, state: State) -> CueScale:
+        """The scale of a :meth:`state`."""
+        return cls(tuple(state["saliency"]), tuple(state["motion"]), state["total"])
+
+    def state(self) -> State:
+        """The fields by name."""
+        return {"saliency": list(self.saliency), "motion": list(self.motion), "total": self.total}
 
     @classmethod
     def of(cls, saliency: FloatArray, motion: FloatArray) -> CueScale:
@@ -83,7 +92,7 @@ class Moments:
         return cls(both.sum(axis=1), both @ points, products)
 
     def blend(self, other: Moments, keep: float) -> Moments:
-        """These moments forgotten by ``keep``, with the other's added at this size."""
+        """These moments faded by ``keep``, with the other's added so that the total weight stays."""
         gain = (1.0 - keep) * self.weight.sum() / max(other.weight.sum(), 1e-12)
         return Moments(
             keep * self.weight + gain * other.weight,
@@ -107,7 +116,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Discriminant:
-    """A linear function of unit descriptors whose sign is foreground, and what it needs to follow change.
+    """A linear function of unit descriptors whose sign is foreground, and what it needs to adapt.
 
     Attributes:
         mean: float32 ``(C,)``.
@@ -127,6 +136,19 @@ class Discriminant:
     scale: CueScale
     moments: Moments
 
+    def state(self) -> State:
+        """The fields by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moments = {field.name: getattr(self.moments, field.name) for field in fields(self.moments)}
+        return {**values, "scale": self.scale.state(), "moments": moments}
+
+    @classmethod
+    def from_state(cls, state: State) -> Discriminant:
+        """The discriminant of a :meth:`state`."""
+        return cls(
+            **{**state, "scale": CueScale.from_state(state["scale"]), "moments": Moments(**state["moments"])}
+        )
+
     def logits(self, rows: FloatArray) -> FloatArray:
         """Log odds of foreground of unit descriptors ``(N, C)``."""
         direction = self.basis @ self.weights
@@ -141,13 +163,13 @@ class Discriminant:
         *,
         background: npt.NDArray[np.bool_] | None = None,
     ) -> Discriminant:
-        """The discriminant after more cells, earlier ones forgotten by ``keep``.
+        """The discriminant after more cells, earlier ones faded by ``keep``.
 
         Args:
             rows: float32 ``(N, C)``, unit descriptors.
             saliency: ``(N,)``, relative to the frame's mean.
-            motion_px: ``(N,)``, motion against the camera.
-            keep: Share of what was learnt before, 0 to 1.
+            motion_px: ``(N,)``, motion relative to the camera.
+            keep: Weight of earlier cells, 0 to 1.
             background: bool ``(N,)``, cells known to be background.
         """
         points = np.asarray((rows - self.mean) @ self.basis, np.float32)
@@ -163,17 +185,17 @@ class Discriminant:
 def fit_discriminant(
     rows: list[FloatArray], saliency: list[FloatArray], motion_px: list[FloatArray], *, cues: str = "both"
 ) -> Discriminant | None:
-    """Teach a discriminant on a window of frames.
+    """Train a discriminant on a window of frames.
 
     Args:
-        rows: For each frame float32 ``(N, C)``, L2-normalised.
+        rows: For each frame float32 ``(N, C)``, L2-normalized.
         saliency: For each frame ``(N,)``, relative to the frame's mean.
         motion_px: For each frame ``(N,)``, see :func:`stages.cosegment.motion.object_motion`.
         cues: ``both``, ``saliency`` or ``motion``.
 
     Returns:
-        The discriminant, or None where there is nothing to tell apart: descriptors all alike, cues that are
-        constant, or cues that no direction of the descriptors follows.
+        The discriminant, or None where it cannot be trained: the descriptors are all similar, the cues are
+        constant, or no direction of the descriptors correlates with the cues.
     """
     everything = np.concatenate(rows)
     mean = everything.mean(axis=0)
@@ -215,7 +237,7 @@ def _self_train(
 
 
 def log_saliency(relative: FloatArray) -> FloatArray:
-    """Saliency on a scale where its long tail does not rule."""
+    """Saliency on a scale on which its long tail does not dominate."""
     return np.asarray(np.log(np.maximum(relative, 0.0) + _SALIENCY_FLOOR), np.float32)
 
 

@@ -1,6 +1,6 @@
 """The guided filter: soft cell maps brought to the edges of the frame.
 
-Source: He, Sun, Tang 2010, "Guided Image Filtering" (eq. 14-16 with a colour guide), in the fast form of He and
+Source: He, Sun, Tang 2010, "Guided Image Filtering" (eq. 14-16 with a color guide), in the fast form of He and
 Sun 2015 (https://arxiv.org/abs/1505.00996): the linear coefficients are found on a small copy of the frame and
 applied to the large one.
 """
@@ -68,7 +68,7 @@ def guided_filter(
 def _inverse_covariance(
     image: FloatArray, average: FloatArray, mean: Callable[[FloatArray], FloatArray], eps: float
 ) -> FloatArray:
-    """Inverse of the guide's 3 x 3 colour covariance in every window, ``(h, w, 3, 3)``."""
+    """Inverse of the guide's 3 x 3 color covariance in every window, ``(h, w, 3, 3)``."""
 
     def moment(a: int, b: int) -> FloatArray:
         second = mean(image[..., a] * image[..., b]) - average[..., a] * average[..., b]

@@ -1,12 +1,14 @@
-"""What moves against the camera, and where one shot ends and the next begins."""
+"""Motion relative to the camera, and how much a frame has in common with the previous one."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.core.arrays import FloatArray, normalize_rows
+from pipeline.core.grid import PatchGrid
 
 _SHORT_SIDE_PX = 240
 _SAMPLE_PX = 8
@@ -14,7 +16,7 @@ _RANSAC_PX = 1.0
 
 
 def small_gray(image: npt.NDArray[np.uint8], short_side_px: int = _SHORT_SIDE_PX) -> npt.NDArray[np.uint8]:
-    """A grey copy of an RGB frame whose short side is at most ``short_side_px``."""
+    """A gray copy of an RGB frame whose short side is at most ``short_side_px``."""
     scale = min(1.0, short_side_px / min(image.shape[:2]))
     size = (max(16, round(image.shape[1] * scale)), max(16, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -28,14 +30,14 @@ def dense_flow(gray: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> Flo
     )
 
 
-def object_motion(flow: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
+def object_motion(flow: FloatArray, grid: PatchGrid) -> FloatArray:
     """How far each cell moves beyond the camera's motion, in pixels of the small frame.
 
     The camera's part of the flow is the homography that most of it agrees with (RANSAC).
 
     Args:
         flow: float32 ``(H, W, 2)``, see :func:`dense_flow`.
-        grid_hw: Cells of the result.
+        grid: The cells of the result.
 
     Returns:
         float32 ``(h, w)``, at least 0; zeros where no camera motion could be found.
@@ -48,10 +50,10 @@ def object_motion(flow: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
     cv2.setRNGSeed(0)
     camera = cv2.findHomography(points, moved, cv2.RANSAC, _RANSAC_PX)[0] if len(points) >= 8 else None
     if camera is None:
-        return np.zeros(grid_hw, np.float32)
+        return np.zeros(grid.grid_hw, np.float32)
     expected = cv2.perspectiveTransform(start.reshape(1, -1, 2), camera).reshape(height, width, 2)
     residual = np.linalg.norm(start + flow - expected, axis=-1).astype(np.float32)
-    return np.asarray(cv2.resize(residual, grid_hw[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(grid.sample_area(torch.from_numpy(residual[None]))[0].numpy(), np.float32)
 
 
 def moving_evidence(motion_px: FloatArray) -> FloatArray:
@@ -64,21 +66,21 @@ def moving_evidence(motion_px: FloatArray) -> FloatArray:
     return np.asarray(squared / (squared + (1.0 + 2.0 * np.median(motion_px)) ** 2), np.float32)
 
 
-def continuity(rows: FloatArray, before: FloatArray, step: int = 4) -> float:
-    """Mean cosine of each ``step``-th cell to the most similar cell of the frame before, both centred.
+def continuity(rows: FloatArray, previous: FloatArray, step: int = 4) -> float:
+    """Mean cosine of each ``step``-th cell to the most similar cell of the previous frame, both centered.
 
-    Above 0.8 within a shot, whatever moves; below 0.75 at a cut. Centred by the earlier frame's mean, because ViT
-    keys have a large part in common that says nothing; weighted by what is left, so that a flat background's noise
-    does not count.
+    Above 0.8 within a shot, whatever moves; below 0.75 at a cut. Centered by the previous frame's mean, because
+    ViT keys have a large common part without information; weighted by what is left, so that the noise of a uniform
+    background does not count.
 
     Args:
-        rows: float32 ``(N, C)``, L2-normalised.
-        before: The same of the frame before.
-        step: Cells left out to save time.
+        rows: float32 ``(N, C)``, L2-normalized.
+        previous: The same of the previous frame.
+        step: Every how many cells are compared.
     """
-    center = before.mean(axis=0)
+    center = previous.mean(axis=0)
     here = rows[::step] - center
     weight = np.square(here).sum(axis=1)
-    best = (normalize_rows(here) @ normalize_rows(before - center).T).max(axis=1)
+    best = (normalize_rows(here) @ normalize_rows(previous - center).T).max(axis=1)
     total = float(weight.sum())
     return float((best * weight).sum()) / total if total > 1e-9 else 1.0

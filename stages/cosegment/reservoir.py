@@ -26,21 +26,25 @@ class EvenReservoir(Generic[ItemT]):
         """Hold at most ``capacity`` items, at least 2."""
         self.capacity = max(2, capacity)
         self.stride = 1
+        self.num_seen = 0
         self.items: list[ItemT] = []
-        self._seen = 0
+
+    def restore(self, items: list[ItemT], stride: int, num_seen: int) -> None:
+        """Continue with the ``items``, ``stride`` and ``num_seen`` of another reservoir of this capacity."""
+        self.items, self.stride, self.num_seen = list(items), stride, num_seen
 
     def wants_next(self) -> bool:
         """Whether the next item of the stream would be kept, so that the others need not be made."""
-        if len(self.items) == self.capacity and self._seen % self.stride == 0:
+        if len(self.items) == self.capacity and self.num_seen % self.stride == 0:
             self.items = self.items[::2]
             self.stride *= 2
-        return self._seen % self.stride == 0
+        return self.num_seen % self.stride == 0
 
     def add(self, item: ItemT) -> None:
         """Keep the next item; only after :meth:`wants_next` said so."""
         self.items.append(item)
-        self._seen += 1
+        self.num_seen += 1
 
     def skip(self) -> None:
         """Pass over the next item."""
-        self._seen += 1
+        self.num_seen += 1

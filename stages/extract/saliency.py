@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.normalized_cut import cut_eigenvectors
 from stages.extract.backbone.backbone import Backbone, BackboneOutput, stretch
 from stages.extract.backbone.facets import FacetSpec
 
@@ -81,35 +82,10 @@ def normalised_cut_saliency(features: Tensor) -> Tensor:
 
 
 def _cut_eigenvectors(points: Tensor) -> Tensor:
-    """Generalised eigenvectors of (D - W) y = lambda D y from the second smallest on: ``(B, N, k)``.
-
-    They are D^-1/2 times the largest eigenvectors of D^-1/2 W D^-1/2, whose first is known in closed form,
-    D^1/2 1, and is projected out of a subspace iteration.
-    """
+    """Eigenvectors ``(B, N, k)`` of the cut between cells ``(B, N, C)``, from the second smallest on."""
     unit = F.normalize(points, dim=-1)
     weights = (unit @ unit.transpose(1, 2)).clamp_min_(_LEAST_COSINE).pow_(_POWER)
-    degree = weights.sum(dim=-1, keepdim=True)
-    root = degree.rsqrt()
-    matrix = weights.mul_(root).mul_(root.transpose(1, 2))
-    first = F.normalize(degree.sqrt(), dim=1)
-    seed = torch.Generator().manual_seed(0)
-    vectors = torch.randn(points.shape[1], _VECTORS, generator=seed).to(points.device).expand(len(points), -1, -1)
-    for _ in range(_STEPS):
-        vectors = matrix @ vectors
-        vectors = _orthonormal(vectors - first @ (first.transpose(1, 2) @ vectors))
-    _, rotation = torch.linalg.eigh(vectors.transpose(1, 2) @ (matrix @ vectors))
-    found: Tensor = (vectors @ rotation.flip(-1)) * root
-    return found
-
-
-def _orthonormal(vectors: Tensor) -> Tensor:
-    """Orthonormal columns by a Cholesky factor: no Householder sweep, no wait for the device."""
-    gram = vectors.transpose(1, 2) @ vectors
-    scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    ridge = 1e-6 * scale * torch.eye(gram.shape[-1], device=gram.device)
-    factor, _ = torch.linalg.cholesky_ex(gram + ridge)
-    found: Tensor = torch.linalg.solve_triangular(factor.mT, vectors, upper=True, left=False)
-    return found
+    return cut_eigenvectors(weights, _VECTORS, _STEPS)
 
 
 def background_at_border(maps: Tensor) -> Tensor:

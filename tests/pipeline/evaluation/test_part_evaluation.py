@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline.commands.image_sets import claim_folder, contact_sheet, find_images, load_named
+from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
 from pipeline.commands.match import draw_matches
 from pipeline.commands.spair import letterbox
 from pipeline.core.errors import InputError, LabelFileError, MediaError, OutputError

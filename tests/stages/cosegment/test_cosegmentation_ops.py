@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.grid import PatchGrid
-from pipeline.core.records import Features, Frame, Packet
 from pipeline.images.correspondences import best_buddies, find_correspondences, nearest_neighbors
 from pipeline.images.grabcut import grabcut
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, cosegment_images
@@ -16,9 +14,8 @@ from stages.cosegment.crf import CrfOptions, dense_crf
 from stages.cosegment.foreground import Moments, fit_discriminant
 from stages.cosegment.guided import guided_filter
 from stages.cosegment.motion import continuity, dense_flow, moving_evidence, object_motion, small_gray
-from stages.cosegment.part_maps import PartNumbers
+from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.reservoir import EvenReservoir
-from stages.cosegment.spool import PacketSpool
 from stages.propagate.instances import split_instances
 
 
@@ -81,7 +78,9 @@ def test_object_motion_ignores_the_camera() -> None:
     first, second = texture[20:260, 20:380].copy(), texture[22:262, 23:383].copy()
     first[80:140, 100:180] = texture[200:260, 10:90]
     second[84:144, 108:188] = texture[200:260, 10:90]
-    motion = object_motion(dense_flow(first, second), (24, 36))
+    motion = object_motion(
+        dense_flow(first, second), PatchGrid.from_input((240, 360), (240, 360), patch_px=10, stride_px=10)
+    )
     inside = motion[9:13, 12:16]
     outside = np.concatenate([motion[:5].ravel(), motion[-5:].ravel()])
     assert inside.min() > 3
@@ -214,32 +213,6 @@ def test_reservoir_is_bounded_and_even() -> None:
     steps = np.diff(reservoir.items)
     assert (steps == reservoir.stride).all()
     assert reservoir.items[-1] >= 1000 - reservoir.stride - 128
-
-
-def test_spool_gives_packets_back_in_order() -> None:
-    grid = PatchGrid.from_input((28, 42), (28, 42), patch_px=14, stride_px=14)
-    rng = np.random.default_rng(0)
-    packets = []
-    for index in range(3):
-        frame = Frame(rng.integers(0, 255, (28, 42, 3)).astype(np.uint8), index, index / 25)
-        extra = {"token@11": torch.rand(4, 2, 3)}
-        packets.append(Packet(frame, Features(torch.rand(5, 2, 3), grid, torch.rand(2, 3), torch.rand(5), extra)))
-    with PacketSpool() as spool:
-        for packet in packets:
-            spool.append(packet)
-        for _ in range(2):
-            for before, after in zip(packets, spool, strict=True):
-                assert (before.frame.image == after.frame.image).all()
-                assert before.frame.pts_seconds == after.frame.pts_seconds
-                assert before.features is not None
-                assert after.features is not None
-                assert torch.allclose(before.features.data, after.features.data, atol=1e-3)
-                assert before.features.saliency is not None
-                assert after.features.saliency is not None
-                assert torch.allclose(before.features.saliency, after.features.saliency, atol=1e-3)
-                assert list(after.features.extra) == ["token@11"]
-        with pytest.raises(ValueError, match="features"):
-            spool.append(Packet(packets[0].frame))
 
 
 def test_neighbours_in_chunks_match_the_whole() -> None:

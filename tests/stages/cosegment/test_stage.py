@@ -9,29 +9,7 @@ import torch
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Frame, Packet
 from stages.cosegment import CosegmentConfig, Cosegmenter
-
-SIZE, CELL, CHANNELS = (12, 16), 8, 24
-FAST = {"kmeans_iterations": 10, "kmeans_redo": 1, "sample_interval": 1, "num_parts": 2, "warmup_frames": 4}
-
-
-def moving_square(
-    count: int, *, scene: int = 0, first: int = 0, salient: bool = True, noise: float = 0.08
-) -> Iterator[Packet]:
-    """A square of two halves that wanders over a background; another ``scene`` shows other things."""
-    grid = PatchGrid.from_input((96, 128), (96, 128), patch_px=CELL, stride_px=CELL)
-    looks = np.linalg.qr(np.random.default_rng(100 + scene).standard_normal((CHANNELS, CHANNELS)))[0]
-    colours = np.random.default_rng(200 + scene).integers(0, 255, (3, 3))
-    for index in range(first, first + count):
-        rng = np.random.default_rng(index)
-        kind = np.zeros(SIZE, int)
-        left = 3 + index % 5
-        kind[3:8, left : left + 3] = 1
-        kind[3:8, left + 3 : left + 6] = 2
-        data = looks[kind] + noise * rng.standard_normal((*SIZE, CHANNELS))
-        image = np.kron(colours[kind], np.ones((CELL, CELL, 1))).astype(np.uint8)
-        saliency = torch.from_numpy((kind > 0).astype(np.float32)) if salient else torch.zeros(SIZE)
-        features = Features(torch.from_numpy(data).float().permute(2, 0, 1).contiguous(), grid, saliency)
-        yield Packet(Frame(image, index, index / 25), features)
+from tests.stages.cosegment.scenes import CELL, FAST, SIZE, moving_square
 
 
 def truth_of(index: int) -> np.ndarray:
@@ -42,7 +20,7 @@ def truth_of(index: int) -> np.ndarray:
 
 def run(packets: Iterator[Packet] | list[Packet], **options: object) -> tuple[list[Packet], Cosegmenter]:
     stage = Cosegmenter(CosegmentConfig.model_validate({**FAST, **options}))
-    return list(stage(iter(packets))), stage
+    return list(stage(list(packets))), stage
 
 
 @pytest.mark.parametrize(
@@ -63,6 +41,7 @@ def test_parts_keep_their_numbers_and_are_reported() -> None:
     left_half = set()
     for packet in packets:
         assert packet.parts is not None
+        assert packet.parts.part_ids is not None
         left_half.add(int(packet.parts.part_ids[5, 3 + packet.index % 5 + 1]))
     assert len(left_half) == 1
     parts = stage.report()["parts"]
@@ -70,7 +49,7 @@ def test_parts_keep_their_numbers_and_are_reported() -> None:
     for part in parts:
         assert (part["first_frame"], part["last_frame"]) == (0, 11)
         assert part["mean_area_px"] == pytest.approx(15 * CELL * CELL, rel=0.4)
-        assert part["colour"].startswith("#")
+        assert part["color"].startswith("#")
 
 
 def test_at_most_the_warm_up_is_held_back() -> None:
@@ -124,6 +103,7 @@ def test_nothing_salient_gives_empty_parts_and_says_so(mode: str, foreground: st
     for packet in packets:
         assert packet.parts is not None
         assert not packet.parts.index_mask.any()
+        assert packet.parts.part_ids is not None
         assert not packet.parts.part_ids.any()
     assert any("nothing salient" in line for line in stage.warnings)
     assert stage.report()["parts"] == []
@@ -138,16 +118,22 @@ def test_streams_shorter_than_the_warm_up_come_through(mode: str, count: int) ->
     assert stage.report()["mode"] == mode
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
-def test_constant_or_broken_features_give_no_nan(value: float) -> None:
+def constant_packets(value: float) -> list[Packet]:
     grid = PatchGrid.from_input((16, 16), (16, 16), patch_px=8, stride_px=8)
     image = np.full((16, 16, 3), 128, np.uint8)
-    packets = [
-        Packet(Frame(image, i, 0.0), Features(torch.full((4, 2, 2), value), grid, torch.full((2, 2), 0.5)))
-        for i in range(6)
-    ]
+    saliency = torch.full((2, 2), 0.5)
+    return [Packet(Frame(image, i, 0.0), Features(torch.full((4, 2, 2), value), grid, saliency)) for i in range(6)]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_constant_or_broken_features_give_no_nan(value: float) -> None:
+    """Constant features have no parts; features that are not finite are an error, not a result."""
     for foreground in ("discriminant", "vote"):
-        for packet in run(packets, foreground=foreground)[0]:
+        if np.isnan(value):
+            with pytest.raises(ValueError, match=r"frame 0: .*facet.*NaN"):
+                run(constant_packets(value), foreground=foreground)
+            continue
+        for packet in run(constant_packets(value), foreground=foreground)[0]:
             assert packet.parts is not None
             assert np.isfinite(packet.parts.foreground).all()
             assert not packet.parts.index_mask.any()

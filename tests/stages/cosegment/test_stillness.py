@@ -4,9 +4,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.core.grid import PatchGrid
 from stages.cosegment.stillness import StillRegion, find_still_cells
 
 HEIGHT, WIDTH, FRAMES, CELL_PX = 8, 12, 10, 20
+GRID = PatchGrid.from_input((160, 240), (160, 240), patch_px=CELL_PX, stride_px=CELL_PX)
 Maps = list[npt.NDArray[np.float32] | None]
 
 
@@ -64,7 +66,7 @@ def test_no_foreground_or_no_motion_gives_nothing() -> None:
 def test_a_still_region_follows_a_drifting_camera() -> None:
     cells = np.zeros((HEIGHT, WIDTH), bool)
     cells[2:6, 1:5] = True
-    region = StillRegion(cells, (HEIGHT * CELL_PX, WIDTH * CELL_PX))
+    region = StillRegion(cells, GRID, GRID.image_hw)
     np.testing.assert_array_equal(region.cells(), cells)
     # What is at x now was at x - 1 in the frame before: the picture moves to the right.
     flow = np.tile(np.array([-1.0, 0.0], np.float32), (HEIGHT * CELL_PX, WIDTH * CELL_PX, 1))
@@ -76,7 +78,7 @@ def test_a_still_region_follows_a_drifting_camera() -> None:
 def test_a_still_cell_is_released_when_something_passes_before_it() -> None:
     cells = np.zeros((HEIGHT, WIDTH), bool)
     cells[2:6, 1:5] = True
-    region = StillRegion(cells, (HEIGHT * CELL_PX, WIDTH * CELL_PX))
+    region = StillRegion(cells, GRID, GRID.image_hw)
     motion = np.zeros((HEIGHT, WIDTH), np.float32)
     motion[3:5, 1:3] = 8.0
     now = region.follow(np.zeros((HEIGHT * CELL_PX, WIDTH * CELL_PX, 2), np.float32), motion.ravel())

@@ -1,22 +1,21 @@
-"""What the commands on sets of images share: features of images of any size, and where results go."""
+"""Features of images of any size, and the output of the commands on sets of images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
 
 from pipeline.core.errors import MediaError, OutputError
 from pipeline.core.files import IMAGE_SUFFIXES, list_images
+from pipeline.core.records import Features, Frame, PatchGrid
 from pipeline.formats.image_folder import load_image
-
-if TYPE_CHECKING:
-    from pipeline.core.records import Features, PatchGrid
-    from stages.extract import ExtractConfig, Extractor
+from stages.extract import Extractor
 
 Image = npt.NDArray[np.uint8]
 
@@ -72,7 +71,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         elif not path.is_file():
             raise MediaError(f"{path}: no such image or folder of images")
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise MediaError(f"{path}: is no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise MediaError(f"{path}: is not an image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         else:
             found.append(path)
     return found
@@ -80,10 +79,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def describe(images: Sequence[tuple[str, Image]], extractor: Extractor) -> list[DescribedImage]:
     """Features of named images, in order."""
-    from dataclasses import replace
-
-    from pipeline.core.records import Frame
-
     frames = (Frame(image, index, 0.0) for index, (_, image) in enumerate(images))
     described = []
     for (name, image), packet in zip(images, extractor(frames), strict=True):
@@ -111,13 +106,6 @@ def load_named(files: Sequence[Path]) -> list[tuple[str, Image]]:
     return loaded
 
 
-def make_extractor(config: ExtractConfig) -> Extractor:
-    """The extract stage for a config."""
-    from stages.extract import Extractor
-
-    return Extractor(config)
-
-
 def claim_folder(output: Path, *, overwrite: bool) -> None:
     """Make the output folder.
 
@@ -133,15 +121,11 @@ def claim_folder(output: Path, *, overwrite: bool) -> None:
 
 def write_picture(path: Path, image: Image) -> None:
     """Write an RGB picture as PNG."""
-    from PIL import Image as Pillow
-
     Pillow.fromarray(image).save(path)
 
 
 def contact_sheet(pictures: Sequence[Image], *, columns: int = 4, height_px: int = 240) -> Image:
     """Pictures side by side at one height, rows padded with white."""
-    import cv2
-
     scaled = [cv2.resize(p, (max(1, p.shape[1] * height_px // p.shape[0]), height_px)) for p in pictures]
     rows = [np.concatenate(scaled[start : start + columns], axis=1) for start in range(0, len(scaled), columns)]
     width = max(row.shape[1] for row in rows)

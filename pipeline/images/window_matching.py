@@ -1,12 +1,12 @@
-"""Correspondences between two images, found again and again in windows around the first ones.
+"""Correspondences between two images, refined in windows around the first ones.
 
-On a whole image a face is a few cells, and its eyes, its nose and its cheeks all look like "face". So the best
-buddies of the whole images (Amir et al. 2021, section 4; ``pipeline.images.correspondences``) only say
-where to look: around either point of a pair a window of the object's size is cut out, described anew, and its
-best buddies are taken; then once more around what was found. A pair counts for as much as the number of windows
-that agree on it.
+On a whole image a face is a few cells, and the descriptors of eyes, nose and cheeks hardly differ. So the best
+buddies of the whole images (Amir et al. 2021, section 4; ``pipeline.images.correspondences``) serve only as
+anchors: around either point of a pair a window of the object's size is cut out and described again, and its best
+buddies are taken; then the same again around the pairs found. The weight of a pair grows with the number of
+windows that agree on it.
 
-Not in the paper. ``docs/parts.md`` has what it brings.
+Not in the paper. ``docs/parts.md`` has measurements.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pipeline.images.correspondences import best_buddies
 
 Box = tuple[int, int, int, int]
 
-# Everything in units of the object's size, so that neither the image's size nor the object's matters.
+# In units of the object's size, so that the result depends on neither the image's size nor the object's.
 _WINDOW_RADIUS: Final = 0.5
 _SAME_PLACE: Final = 0.08
 _LEAST_GAP: Final = 0.12
-# Like images agree almost everywhere; more pairs say nothing new, and memory grows with their square.
+# Similar images agree almost everywhere; more pairs add nothing, and memory grows with their square.
 _MOST_IN_WINDOW: Final = 128
 _CORNER_SIZE_PX: Final = 100
 _CORNER_WINDOW: Final = 5
 NUM_ANCHORS: Final = 16
-"""Pairs that windows are put around, each time."""
+"""Pairs that windows are put around, in each of the two rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Side:
         image_hw: Height and width in pixels.
         size_px: Size of the object, the root of its area.
         saliency_at: Float32 ``(N,)`` in [0, 1] at points ``(N, 2)`` as (x, y) in pixels.
-        detail_at: Float32 ``(N,)`` in [0, 1], how much there is to see at such points.
+        detail_at: Float32 ``(N,)`` in [0, 1], strength of corners at such points.
         descriptors_at: Unit rows ``(N, C)`` of the whole image at such points.
         describe: Unit rows ``(n, C)`` and their points ``(n, 2)`` in the image, for every box (x0, y0, x1, y1).
     """
@@ -75,18 +75,18 @@ class PointPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Sightings(PointPairs):
+class WindowMatches(PointPairs):
     """Matched points of many windows.
 
     Attributes:
-        window: int64 ``(M,)``, the number of the window a pair was seen in.
+        window: int64 ``(M,)``, the number of the window a pair was found in.
     """
 
     window: IntArray
 
 
 def object_size_px(saliency: FloatArray, image_hw: tuple[int, int]) -> float:
-    """Root of the salient area, where half salient counts half; at least a pixel.
+    """Square root of the salient area (weighted by saliency); at least one pixel.
 
     >>> object_size_px(np.full((2, 2), 0.25, np.float32), (40, 40))
     20.0
@@ -95,9 +95,9 @@ def object_size_px(saliency: FloatArray, image_hw: tuple[int, int]) -> float:
 
 
 def corner_ranks(image: npt.NDArray[np.uint8], size_px: float, foreground: npt.NDArray[np.bool_]) -> FloatArray:
-    """For every pixel, the share of the foreground that has less of a corner (Shi and Tomasi 1994).
+    """For every pixel, the share of the foreground with weaker corners (Shi and Tomasi 1994).
 
-    Corners are looked for at the scale of the object: an eye counts, fur does not.
+    Corners are computed at the scale of the object, so that an eye counts and fur does not.
 
     Args:
         image: uint8 ``(H, W, 3)``.
@@ -132,36 +132,36 @@ def window_box(center_xy: Sequence[float], radius_px: float, image_hw: tuple[int
     return x, y, x + side, y + side
 
 
-def look_closely(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: float) -> Sightings:
-    """All pairs seen in windows around the anchors, and then in windows around what was seen there.
+def match_windows(sides: tuple[Side, Side], anchors: PointPairs, *, threshold: float) -> WindowMatches:
+    """All pairs found in windows around the anchors, and then in windows around the best of those.
 
     Args:
         sides: The images.
-        anchors: Pairs to begin with.
+        anchors: Pairs to start from.
         threshold: Foreground is more salient than this.
 
     Returns:
         The foreground's best buddies of every window.
     """
-    first = _look(sides, anchors, threshold)
-    second = _look(sides, choose_agreed(sides, first, NUM_ANCHORS), threshold)
-    return Sightings(
+    first = _match_once(sides, anchors, threshold)
+    second = _match_once(sides, choose_agreed(sides, first, NUM_ANCHORS), threshold)
+    return WindowMatches(
         np.concatenate([first.first_xy, second.first_xy]),
         np.concatenate([first.second_xy, second.second_xy]),
         np.concatenate([first.window, second.window + len(anchors)]),
     )
 
 
-def choose_agreed(sides: tuple[Side, Side], seen: Sightings, num_pairs: int) -> PointPairs:
-    """Pairs far from one another in both images and unlike one another, that many windows saw.
+def choose_agreed(sides: tuple[Side, Side], seen: WindowMatches, num_pairs: int) -> PointPairs:
+    """Pairs that many windows agree on, far from one another in both images and different in their descriptors.
 
     Args:
         sides: The images.
-        seen: From :func:`look_closely`.
+        seen: From :func:`match_windows`.
         num_pairs: At most this many.
 
     Returns:
-        Pairs at the mean place of their sightings (where there is detail), the surest first.
+        Pairs at the mean place of their matches (weighted by detail), in order of falling weight.
     """
     if not len(seen):
         return seen
@@ -182,19 +182,19 @@ def choose_agreed(sides: tuple[Side, Side], seen: Sightings, num_pairs: int) -> 
     return PointPairs(share @ seen.first_xy, share @ seen.second_xy)
 
 
-def lead_points(
-    sides: tuple[Side, Side], seen: Sightings, points_xy: FloatArray, partners_xy: FloatArray
+def transfer_points(
+    sides: tuple[Side, Side], seen: WindowMatches, points_xy: FloatArray, partners_xy: FloatArray
 ) -> FloatArray:
-    """Partners of given points, where the pairs seen near them lead.
+    """Partners of given points, transferred by the pairs found near them.
 
-    Of the pairs near a point those count that most windows agree on; the point lies as far aside of its partner's
-    place as of theirs, in units of either object's size.
+    Of the pairs near a point those count that most windows agree on; the offset of the point from theirs is kept,
+    in units of either object's size.
 
     Args:
         sides: The images.
-        seen: From :func:`look_closely`.
+        seen: From :func:`match_windows`.
         points_xy: float32 ``(P, 2)`` in the first image.
-        partners_xy: The same in the second, kept for points that no pair was seen near.
+        partners_xy: The same in the second, kept for points without a pair near them.
 
     Returns:
         float32 ``(P, 2)`` in the second image.
@@ -217,7 +217,7 @@ def _describe(side: Side, centers_xy: FloatArray) -> list[tuple[FloatArray, Floa
     return side.describe([window_box(xy, _WINDOW_RADIUS * side.size_px, side.image_hw) for xy in centers_xy])
 
 
-def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> Sightings:
+def _match_once(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> WindowMatches:
     """The foreground's best buddies in a window around each anchor."""
     seen: list[tuple[FloatArray, FloatArray]] = []
     described = (
@@ -236,8 +236,8 @@ def _look(sides: tuple[Side, Side], anchors: PointPairs, threshold: float) -> Si
         else:
             seen.append((points[0][:0], points[1][:0]))
     if not seen:
-        return Sightings(anchors.first_xy, anchors.second_xy, np.zeros(0, np.int64))
-    return Sightings(
+        return WindowMatches(anchors.first_xy, anchors.second_xy, np.zeros(0, np.int64))
+    return WindowMatches(
         np.concatenate([first for first, _ in seen]).astype(np.float32),
         np.concatenate([second for _, second in seen]).astype(np.float32),
         np.repeat(np.arange(len(seen)), [len(first) for first, _ in seen]),
@@ -253,7 +253,7 @@ def _count_windows(same: npt.NDArray[np.bool_], window: IntArray) -> IntArray:
 def _choose_spread(
     weight: FloatArray, closest: FloatArray, descriptors: tuple[FloatArray, FloatArray], count: int
 ) -> IntArray:
-    """Greedy farthest-first choice: heavy, and unlike all chosen before it in both images' descriptors."""
+    """Greedy farthest-first choice, by weight and by distance in both images' descriptors from those chosen."""
     chosen: list[int] = []
     value = np.array(weight, np.float32)
     unlike = np.full(len(value), np.inf, np.float32)

@@ -1,4 +1,4 @@
-"""What ``match`` does with two images: describe them, pair their points, and look again closely."""
+"""The steps of ``match``: describe two images, pair their points, and refine the pairs in windows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from pipeline.commands.image_sets import DescribedImage, Image, describe
+from pipeline.images.image_sets import DescribedImage, Image, describe
 from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
-from pipeline.images.closer_look import (
+from pipeline.images.correspondences import find_correspondences, find_partners
+from pipeline.images.window_matching import (
     NUM_ANCHORS,
     Box,
     PointPairs,
     Side,
-    Sightings,
+    WindowMatches,
     choose_agreed,
     corner_ranks,
-    lead_points,
-    look_closely,
+    match_windows,
     object_size_px,
+    transfer_points,
 )
-from pipeline.images.correspondences import find_correspondences, find_partners
 from stages.extract import Extractor
 
 # The side windows are described at. More is worse: on the animals of docs/parts.md, 336 px lost a quarter of the
@@ -59,31 +59,31 @@ class Matcher:
         self._rows = [image.rows for image in self._images]
         self._saliency = [_saliency(image) for image in self._images]
 
-    def best_pairs(self, num_pairs: int, *, closely: bool) -> PointPairs:
+    def best_pairs(self, num_pairs: int, *, zoom: bool) -> PointPairs:
         """A few well spread, salient pairs of points.
 
         Args:
             num_pairs: At most this many.
-            closely: Whether to look again in windows around what is found on the whole images.
+            zoom: Whether to refine in windows around the pairs of the whole images.
         """
-        if not closely:
+        if not zoom:
             return self._whole_image_pairs(num_pairs)
         sides = self._sides()
         return choose_agreed(sides, self._seen(sides), num_pairs)
 
-    def partners(self, points_xy: FloatArray, *, closely: bool) -> PointPairs:
+    def partners(self, points_xy: FloatArray, *, zoom: bool) -> PointPairs:
         """For given points of the first image, the most similar ones of the second, in order.
 
         Args:
             points_xy: float32 ``(P, 2)``.
-            closely: Whether to look again in windows around what is found on the whole images.
+            zoom: Whether to refine in windows around the pairs of the whole images.
         """
         cells = _cells(self._images[0], points_xy)
         pairs = self._points(cells, find_partners((self._rows[0], self._rows[1]), cells))
-        if not closely:
+        if not zoom:
             return pairs
         sides = self._sides()
-        partners = lead_points(sides, self._seen(sides), points_xy, pairs.second_xy)
+        partners = transfer_points(sides, self._seen(sides), points_xy, pairs.second_xy)
         return PointPairs(points_xy, partners)
 
     def saliency_of(self, pairs: PointPairs) -> FloatArray:
@@ -101,8 +101,8 @@ class Matcher:
         )
         return self._points(found.first, found.second)
 
-    def _seen(self, sides: tuple[Side, Side]) -> Sightings:
-        return look_closely(sides, self._whole_image_pairs(NUM_ANCHORS), threshold=self._threshold)
+    def _seen(self, sides: tuple[Side, Side]) -> WindowMatches:
+        return match_windows(sides, self._whole_image_pairs(NUM_ANCHORS), threshold=self._threshold)
 
     def _points(self, *cells: IntArray) -> PointPairs:
         first, second = (

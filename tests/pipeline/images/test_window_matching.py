@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from pipeline.core.arrays import FloatArray, normalize_rows
-from pipeline.images.closer_look import (
+from pipeline.images.window_matching import (
     Box,
     PointPairs,
     Side,
-    Sightings,
+    WindowMatches,
     choose_agreed,
     corner_ranks,
-    lead_points,
-    look_closely,
+    match_windows,
     object_size_px,
+    transfer_points,
     window_box,
 )
 
@@ -77,7 +77,7 @@ def errors_px(found: PointPairs) -> FloatArray:
 def test_pairs_follow_the_true_map_and_keep_apart(sides: tuple[Side, Side]) -> None:
     # Anchors that are off by a third of the object's size.
     anchors = pairs([[80, 60], [60, 50]], [[190 + 30, 130], [150, 110 - 30]])
-    seen = look_closely(sides, anchors, threshold=0.5)
+    seen = match_windows(sides, anchors, threshold=0.5)
     assert np.bincount(seen.window).max() <= 128, "memory grows with the square of the pairs"
     found = choose_agreed(sides, seen, 6)
     assert len(found) == 6
@@ -93,13 +93,13 @@ def test_a_wrong_anchor_is_outvoted(sides: tuple[Side, Side]) -> None:
     right = [[80.0, 60.0], [70.0, 65.0], [90.0, 55.0], [80.0, 70.0]]
     true = (np.array(right) * SCALE + MOVED).tolist()
     anchors = pairs([*right, [60.0, 40.0]], [*true, [250.0, 200.0]])
-    found = choose_agreed(sides, look_closely(sides, anchors, threshold=0.5), 4)
+    found = choose_agreed(sides, match_windows(sides, anchors, threshold=0.5), 4)
     assert errors_px(found).max() < 10
 
 
 def test_detail_decides_between_places_that_agree_alike(sides: tuple[Side, Side]) -> None:
     first = xy([[70, 60], [90, 60]])
-    seen = Sightings(first, np.asarray(first * SCALE + MOVED, np.float32), np.array([0, 0]))
+    seen = WindowMatches(first, np.asarray(first * SCALE + MOVED, np.float32), np.array([0, 0]))
     at_right = Side(
         **{name: getattr(sides[0], name) for name in ("image_hw", "size_px", "saliency_at", "descriptors_at")},
         detail_at=lambda xy: np.where(xy[:, 0] > 80, 1, 0.1).astype(np.float32),
@@ -113,21 +113,21 @@ def test_given_points_are_led_by_pairs_seen_near_them(sides: tuple[Side, Side]) 
     truth = np.asarray(points * SCALE + MOVED, np.float32)
     lost = xy([[330, 20], [40, 240], [7, 9]])
     anchors = pairs([*points[:2].tolist(), [60, 40]], [*truth[:2].tolist(), [250, 200]])
-    seen = look_closely(sides, anchors, threshold=0.5)
-    led = lead_points(sides, seen, points, lost)
+    seen = match_windows(sides, anchors, threshold=0.5)
+    led = transfer_points(sides, seen, points, lost)
     assert np.linalg.norm(led[:2] - truth[:2], axis=1).max() < 6
     # Nothing was seen near the third, outside the foreground.
     assert led[2].tolist() == lost[2].tolist()
-    nothing = Sightings(xy([]), xy([]), np.zeros(0, np.int64))
-    assert (lead_points(sides, nothing, points, lost) == lost).all()
+    nothing = WindowMatches(xy([]), xy([]), np.zeros(0, np.int64))
+    assert (transfer_points(sides, nothing, points, lost) == lost).all()
 
 
 def test_nothing_comes_of_nothing(sides: tuple[Side, Side]) -> None:
     none = pairs([], [])
-    assert len(look_closely(sides, none, threshold=0.5)) == 0
-    assert len(choose_agreed(sides, look_closely(sides, none, threshold=0.5), 5)) == 0
+    assert len(match_windows(sides, none, threshold=0.5)) == 0
+    assert len(choose_agreed(sides, match_windows(sides, none, threshold=0.5), 5)) == 0
     outside = pairs([[5, 5]], [[5, 5]])
-    assert len(look_closely(sides, outside, threshold=2.0)) == 0
+    assert len(match_windows(sides, outside, threshold=2.0)) == 0
 
 
 def test_windows_stay_in_the_image() -> None:

@@ -1,0 +1,53 @@
+"""The eigenvectors of a normalized cut, by subspace iteration.
+
+Source: Shi and Malik 2000, "Normalized Cuts and Image Segmentation", section 2.1: the relaxed cut is the
+generalized eigenvector of the second smallest eigenvalue of ``(D - W) v = lambda D v``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SEED = 0
+
+
+def cut_eigenvectors(weights: Tensor, num_vectors: int, num_steps: int) -> Tensor:
+    """Generalized eigenvectors of ``(D - W) v = lambda D v`` from the second smallest eigenvalue on.
+
+    They are ``D^-1/2`` times the largest eigenvectors of ``D^-1/2 W D^-1/2``, whose first is known in closed form,
+    ``D^1/2 1``, and is projected out of a subspace iteration. Nothing waits for the device.
+
+    Args:
+        weights: ``(B, N, N)``, symmetric and positive, floating point; overwritten.
+        num_vectors: Vectors iterated together and returned, at most N. The last of them converge last: ask for a
+            few more than needed.
+        num_steps: Iterations.
+
+    Returns:
+        ``(B, N, num_vectors)`` by rising eigenvalue, in the dtype of ``weights``.
+    """
+    degree = weights.sum(dim=-1, keepdim=True)
+    root = degree.rsqrt()
+    matrix = weights.mul_(root).mul_(root.transpose(1, 2))
+    first = F.normalize(degree.sqrt(), dim=1)
+    generator = torch.Generator().manual_seed(_SEED)
+    start = torch.randn(weights.shape[1], num_vectors, generator=generator)
+    vectors = start.to(weights).expand(len(weights), -1, -1)
+    for _ in range(num_steps):
+        vectors = matrix @ vectors
+        vectors = _orthonormal(vectors - first @ (first.transpose(1, 2) @ vectors))
+    _, rotation = torch.linalg.eigh(vectors.transpose(1, 2) @ (matrix @ vectors))
+    found: Tensor = (vectors @ rotation.flip(-1)) * root
+    return found
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """Orthonormal columns by a Cholesky factor: no Householder sweep, no wait for the device."""
+    gram = vectors.transpose(1, 2) @ vectors
+    scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    ridge = 1e-6 * scale * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    factor, _ = torch.linalg.cholesky_ex(gram + ridge)
+    found: Tensor = torch.linalg.solve_triangular(factor.mT, vectors, upper=True, left=False)
+    return found

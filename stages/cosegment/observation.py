@@ -1,0 +1,77 @@
+"""What co-segmentation keeps of a frame: descriptors, saliency and motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.arrays import FloatArray, normalize_rows
+from pipeline.core.records import Features, Packet
+from pipeline.core.state import State
+from stages.cosegment.cosegmentation import relative_saliency
+from stages.cosegment.motion import dense_flow, object_motion
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the codebook needs of a frame.
+
+    Attributes:
+        rows: float32 ``(N, C)``, L2-normalized descriptors, row-major over the feature grid.
+        saliency: float32 ``(N,)``, relative to the frame's mean; zeros where there is none.
+        motion_px: float32 ``(N,)``, motion relative to the camera; None for the first frame of a shot.
+        gray: uint8 ``(H', W')``, a small copy of the frame; None where no motion is needed.
+        flow: float32 ``(H', W', 2)`` to the previous frame; None for the first frame of a shot.
+    """
+
+    rows: FloatArray
+    saliency: FloatArray
+    motion_px: FloatArray | None
+    gray: npt.NDArray[np.uint8] | None = None
+    flow: FloatArray | None = None
+
+    def state(self) -> State:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def features_of(packet: Packet) -> Features:
+    """The packet's features.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if packet.features is None:
+        raise ValueError(f"frame {packet.index} has no features; cosegment comes after extract")
+    return packet.features
+
+
+def observe(
+    packet: Packet, gray: npt.NDArray[np.uint8] | None, previous_gray: npt.NDArray[np.uint8] | None
+) -> Observation:
+    """Descriptors, saliency and motion of a packet's frame.
+
+    Args:
+        packet: With features.
+        gray: Small gray copy of its frame.
+        previous_gray: That of the previous frame; without either there is no motion.
+
+    Raises:
+        ValueError: The packet has no features, or they hold NaN or infinite values.
+    """
+    features = features_of(packet)
+    data = features.data.detach().float().cpu().numpy()
+    try:
+        rows = normalize_rows(data.reshape(data.shape[0], -1).T)
+    except ValueError as error:
+        raise ValueError(f"frame {packet.index}: the main facet (extract.facets[0]): {error}") from error
+    saliency = np.zeros(len(rows), np.float32)
+    if features.saliency is not None:
+        saliency = relative_saliency(features.saliency.detach().float().cpu().numpy().ravel())
+    motion, flow = None, None
+    if gray is not None and previous_gray is not None and gray.shape == previous_gray.shape:
+        flow = dense_flow(gray, previous_gray)
+        motion = object_motion(flow, features.grid).ravel()
+    return Observation(rows, saliency, motion, gray, flow)
