@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pipeline.assembly import FlowConfig, Stages
 from pipeline.core.checkpoint import Checkpointer, find_snapshot
-from pipeline.core.errors import InputError, LiftstreamError, OutputError, StageError, WriteError
+from pipeline.core.errors import InputError, LiftstreamError, OutputError, RunInterrupted, StageError, WriteError
 from pipeline.core.runner import Pipeline
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
 from stages.write.folder import CHECKPOINT
@@ -142,6 +142,13 @@ class Session:
 
     def _raise_the_cause(self, exc: BaseException) -> None:
         """Turn a stage's error into what the caller can act on; the others pass as they are."""
+        if isinstance(exc, KeyboardInterrupt):
+            where = (
+                f"{self._frames()} frames are written to {self.result.folder}"
+                if self._frames()
+                else "no frame yet"
+            )
+            raise RunInterrupted(f"{self.result.source}: interrupted; {where}; go on with --resume") from exc
         if not isinstance(exc, StageError):
             return
         cause = exc.__cause__

@@ -90,7 +90,12 @@ def test_the_mask_follows_the_square(video: Path, mask: Path, tmp_path: Path) ->
         item for name in ("cosegment", "track", "annotate") for item in ("--set", f"{name}.enabled=false")
     ]
     assert run(video, "--output", tmp_path, "--masks", mask, *only_masks, "--set", "extract.short_side=112") == 0
-    assert sorted(p.name for p in (tmp_path / "square").iterdir()) == ["masks", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "square").iterdir()) == [
+        "files.sha256",
+        "masks",
+        "objects.csv",
+        "run.json",
+    ]
     with Image.open(tmp_path / "square" / "masks" / "00009.png") as image:
         found = np.asarray(image) == 1
     truth = np.zeros_like(found)
@@ -183,18 +188,33 @@ def test_bad_input_ends_with_2_one_line_and_nothing_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_existing_output_folder_is_kept_unless_overwrite(
+def test_a_folder_that_no_run_wrote_is_never_replaced(
     video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "square"
     (folder / "masks").mkdir(parents=True)
     (folder / "masks" / "old.png").write_bytes(b"old")
+    assert run(video, "--output", tmp_path, *SMALL) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(video, "--output", tmp_path, *SMALL, "--overwrite") == 2
+    assert "not written by liftstream" in capsys.readouterr().err
+    assert [path.name for path in folder.rglob("*")] == ["masks", "old.png"]
+
+
+def test_an_existing_output_folder_is_kept_unless_overwrite(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "square"
+    assert run(video, "--output", tmp_path, *SMALL) == 0
+    (folder / "masks" / "mine.png").write_bytes(b"mine")
     (folder / "notes.txt").write_text("mine")
     assert run(video, "--output", tmp_path, *SMALL) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert (folder / "masks" / "old.png").exists()
-    assert run(video, "--output", tmp_path, *SMALL, "--overwrite") == 0
-    assert not (folder / "masks" / "old.png").exists()
+    assert run(video, "--output", tmp_path, *SMALL, "--overwrite", "--start", "99") == 2
+    assert (folder / "masks" / "00009.png").exists(), "nothing is replaced before the first frame is there"
+    assert run(video, "--output", tmp_path, *SMALL, "--overwrite", "--end", "0.2") == 0
+    assert not (folder / "masks" / "00009.png").exists()
+    assert (folder / "masks" / "mine.png").read_bytes() == b"mine"
     assert (folder / "notes.txt").read_text() == "mine"
 
 
@@ -216,7 +236,7 @@ def test_a_cut_video_is_written_as_far_as_it_goes_and_ends_with_1(
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     assert run(cut, "--output", tmp_path / "out", *SMALL) == 1
     report = json.loads((tmp_path / "out" / "cut" / "run.json").read_text())
-    assert report["status"] == "broken"
+    assert report["status"] == "damaged"
     assert "breaks off after frame" in report["problem"]
     assert "breaks off after frame" in capsys.readouterr().err
     assert len(frames_of(tmp_path / "out" / "cut" / "annotated.mp4")) == report["frames"] > 5

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import path_inside
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
@@ -120,10 +120,11 @@ def run_all(requests: list[Request], config: FlowConfig, *, overwrite: bool = Fa
             except LiftstreamError as error:
                 complain(str(error))
                 codes.append(error.exit_code)
+            except RunInterrupted as interrupted:
+                complain(str(interrupted))
+                return EXIT_INTERRUPTED
             except KeyboardInterrupt:
-                complain(
-                    f"{request.source}: interrupted; what is finished is in {request.folder}, go on with --resume"
-                )
+                complain("interrupted")
                 return EXIT_INTERRUPTED
     if len(requests) > 1:
         console.print(f"{codes.count(EXIT_DONE)} of {len(requests)} inputs done")

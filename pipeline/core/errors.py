@@ -15,6 +15,8 @@
     ├── DamagedError            parts of the input could not be decoded; the rest was processed; exit code 1
     │   └── TruncatedError      the input broke off before its end
     └── WriteError              the disk is full or cannot be written during a run; exit code 1
+    KeyboardInterrupt
+    └── RunInterrupted          Ctrl-C or SIGTERM during a run; exit code 130
 
 An :class:`InputError` is one line that names the file (or the key) and how to fix it.
 """
@@ -83,6 +85,10 @@ class DamagedError(LiftstreamError):
 
 class TruncatedError(DamagedError):
     """The input broke off before its end; everything decoded until then was processed and written."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run was interrupted; the message says how many frames are written and where."""
 
 
 class WriteError(LiftstreamError):

@@ -21,7 +21,7 @@ aligned snapshot needs (Chandy and Lamport 1985; Carbone et al. 2015, "Lightweig
 Distributed Dataflows", https://arxiv.org/abs/1506.08603).
 
 Knows nothing of frames or tensors: an item may have an integer ``index``, by which an error names it; a stage may
-have an integer ``current_index``, the item it is working on, which takes precedence.
+have an integer ``current_index``, which it sets to the item it is working on and which then takes precedence.
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ class Pipeline:
 
     def _fail(self, running: _Stage[T], cause: BaseException) -> None:
         current = getattr(running.stage, "current_index", None)
-        index = current if isinstance(current, int) else running.statistics.last_index
+        says_so = isinstance(current, int) and current != running.index_when_it_took
+        index = current if says_so else running.statistics.last_index
         with self._lock:
             if self._error is None:
                 self._error = StageError(running.statistics.name, index, cause)
@@ -236,6 +237,7 @@ class Pipeline:
         index = getattr(item, "index", None)
         if running is not None and isinstance(index, int):
             running.statistics.last_index = index
+            running.index_when_it_took = getattr(running.stage, "current_index", None)
 
     def _raise_stopped(self) -> None:
         """End a wait after a stop: with the error in the caller's thread, quietly in a stage's."""
@@ -246,12 +248,21 @@ class Pipeline:
 
 @dataclass(slots=True)
 class _Stage(Generic[T]):
-    """A stage while it runs: its generator, its output queue, what it did, and the object behind it."""
+    """A stage while it runs.
+
+    Attributes:
+        items: Its generator.
+        queue: Its output queue.
+        statistics: What it did.
+        stage: The object behind the generator.
+        index_when_it_took: The object's ``current_index`` when it took its last item.
+    """
 
     items: Iterable[T | Mark]
     queue: _BoundedQueue[T | Mark]
     statistics: StageStatistics
     stage: object
+    index_when_it_took: int | None = None
 
 
 class _BoundedQueue(Generic[T]):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
 from pipeline.commands.match import draw_matches
 from pipeline.commands.spair import letterbox
 from pipeline.core.errors import InputError, LabelFileError, MediaError, OutputError
@@ -18,6 +17,7 @@ from pipeline.evaluation.part_metrics import Consistency, cosegmentation_scores,
 from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, pck, transfer_points
 from pipeline.formats.palette import read_indexed_png
 from pipeline.formats.spair import list_pairs, read_pair
+from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
 
 
 def test_jaccard_and_precision_by_hand() -> None:
