@@ -10,8 +10,6 @@ import numpy.typing as npt
 import typer
 from rich.console import Console
 
-from pipeline.images import image_sets
-from pipeline.images.image_sets import DescribedImage
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.colors import PART_COLORS
 from pipeline.core.config import load_config
@@ -19,7 +17,9 @@ from pipeline.core.errors import MaskError
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.part_metrics import cosegmentation_scores
 from pipeline.formats.palette import read_indexed_png, write_indexed_png
+from pipeline.images import image_sets
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult, cosegment_images
+from pipeline.images.image_sets import DescribedImage
 from stages.annotate.drawing import tint
 from stages.cosegment.cosegmentation import KmeansOptions
 from stages.extract import ExtractConfig, Extractor

@@ -10,11 +10,11 @@ import torch
 import typer
 from rich.console import Console
 
-from pipeline.images import image_sets
-from pipeline.images.image_sets import DescribedImage
 from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.localization import corloc, read_voc_boxes
+from pipeline.images import image_sets
+from pipeline.images.image_sets import DescribedImage
 from pipeline.images.tokencut import normalized_cut
 from stages.extract import ExtractConfig, Extractor
 

@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.images import image_sets
-from pipeline.images.match_images import Matcher
 from pipeline.core.colors import id_colors
 from pipeline.core.config import load_config
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_json_whole
+from pipeline.images import image_sets
+from pipeline.images.match_images import Matcher
 from stages.extract import ExtractConfig, Extractor
 
 

@@ -13,12 +13,12 @@ from PIL import Image as Pillow
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.images.image_sets import describe
 from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, transfer_points
 from pipeline.formats.image_folder import load_image
 from pipeline.formats.spair import SpairPair, list_pairs, read_pair
+from pipeline.images.image_sets import describe
 from stages.extract import ExtractConfig, Extractor
 
 _ALPHAS = (0.1, 0.05, 0.01)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from pipeline.images.image_sets import DescribedImage, Image, describe
 from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
 from pipeline.images.correspondences import find_correspondences, find_partners
+from pipeline.images.image_sets import DescribedImage, Image, describe
 from pipeline.images.window_matching import (
     NUM_ANCHORS,
     Box,

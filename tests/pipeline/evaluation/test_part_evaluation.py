@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
 from pipeline.commands.match import draw_matches
 from pipeline.commands.spair import letterbox
 from pipeline.core.errors import InputError, LabelFileError, MediaError, OutputError
@@ -18,6 +17,7 @@ from pipeline.evaluation.part_metrics import Consistency, cosegmentation_scores,
 from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, pck, transfer_points
 from pipeline.formats.palette import read_indexed_png
 from pipeline.formats.spair import list_pairs, read_pair
+from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
 
 
 def test_jaccard_and_precision_by_hand() -> None:
@@ -164,7 +164,7 @@ def test_image_paths_are_checked(tmp_path: Path) -> None:
             find_images([bad])
     note = tmp_path / "note.txt"
     note.write_text("no image")
-    with pytest.raises(MediaError, match="is no image"):
+    with pytest.raises(MediaError, match="is not an image"):
         find_images([note])
     with pytest.raises(OutputError, match="--overwrite"):
         claim_folder(tmp_path, overwrite=False)
