@@ -55,6 +55,7 @@ class Cosegmenter:
 
     Attributes:
         warnings: One line each, at most 50.
+        surveyed: Whether the first of two passes is done.
         current_index: Index of the frame being worked on, which with held-back packets is not always the last one
             read; None before the first.
     """
@@ -72,7 +73,7 @@ class Cosegmenter:
         self.current_index: int | None = None
         self._used = False
         self._survey = Survey(config.reservoir_frames)
-        self._surveyed = False
+        self.surveyed = False
         self._codebook: Codebook | None = None
         self._numbers = PartNumbers(config.match_distance)
         self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
@@ -91,7 +92,7 @@ class Cosegmenter:
         return {
             "warnings": list(self.warnings),
             "survey": self._survey.state(),
-            "surveyed": self._surveyed,
+            "surveyed": self.surveyed,
             "codebook": None if self._codebook is None else self._codebook.state(),
             "numbers": self._numbers.state(),
             "memory": self._memory.state(),
@@ -112,7 +113,7 @@ class Cosegmenter:
         self.reset()
         self.warnings = list(state["warnings"])
         self._survey.restore(state["survey"])
-        self._surveyed = state["surveyed"]
+        self.surveyed = state["surveyed"]
         self._codebook = None if state["codebook"] is None else Codebook.from_state(state["codebook"])
         self._numbers.restore(state["numbers"])
         self._memory.restore(state["memory"])
@@ -153,7 +154,7 @@ class Cosegmenter:
         self._used = True
         if self.config.mode == "streaming":
             return self._streaming(packets)
-        if not self._surveyed and iter(packets) is packets:
+        if not self.surveyed and iter(packets) is packets:
             raise ValueError(
                 "cosegment.mode two_pass reads the packets twice, but was given an iterator that can be read only "
                 "once; pass a list, or call survey() with every packet and finish_survey() first"
@@ -172,7 +173,7 @@ class Cosegmenter:
 
     def finish_survey(self) -> None:
         """Fit the codebook on what :meth:`survey` has seen; the next call labels packets with it."""
-        self._surveyed = True
+        self.surveyed = True
         window, index, grid = self._survey.window, self._survey.first_index, self._survey.grid
         if index is not None and grid is not None:
             self.current_index = index
@@ -180,7 +181,7 @@ class Cosegmenter:
         self._survey = Survey(self.config.reservoir_frames)
 
     def _two_pass(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        if not self._surveyed:
+        if not self.surveyed:
             for packet in packets:
                 self.survey(packet)
             self.finish_survey()

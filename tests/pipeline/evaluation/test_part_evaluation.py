@@ -164,7 +164,7 @@ def test_image_paths_are_checked(tmp_path: Path) -> None:
             find_images([bad])
     note = tmp_path / "note.txt"
     note.write_text("no image")
-    with pytest.raises(MediaError, match="is no image"):
+    with pytest.raises(MediaError, match="is not an image"):
         find_images([note])
     with pytest.raises(OutputError, match="--overwrite"):
         claim_folder(tmp_path, overwrite=False)
