@@ -161,11 +161,6 @@ class Cosegmenter:
             )
         return self._two_pass(packets)
 
-    @property
-    def surveyed(self) -> bool:
-        """Whether the first of two passes is over."""
-        return self._surveyed
-
     def survey(self, packet: Packet) -> None:
         """Look at the next packet in the first of two passes."""
         self.current_index = packet.index
