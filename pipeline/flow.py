@@ -21,7 +21,7 @@ from pipeline.assembly import (
     make_stages,
 )
 from pipeline.core.checkpoint import Checkpointer
-from pipeline.core.errors import TruncatedError
+from pipeline.core.errors import InputError, StageError, TruncatedError
 from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Pipeline
 from pipeline.formats.detections import read_detections
@@ -105,9 +105,12 @@ def stream(
     stages = make_stages(
         Path(source), config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
     )
-    survey(stages, config)
-    with Pipeline(config.queue_depth) as pipe:
-        yield from chain(pipe, stages)
+    try:
+        survey(stages, config)
+        with Pipeline(config.queue_depth) as pipe:
+            yield from chain(pipe, stages)
+    except StageError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from error.__cause__
     if stages.decode.broken:
         raise TruncatedError(stages.decode.broken)
 

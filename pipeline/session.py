@@ -59,6 +59,7 @@ class Session:
                 segment_frames=config.write.segment_frames,
                 every_seconds=config.write.checkpoint_seconds,
                 every_frames=config.write.checkpoint_frames,
+                is_ready=stages.write.has_begun,
             )
 
     def resume(self) -> RunResult | None:

@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.bench.propagation_measures import Setting, compare, stream_memory
+from pipeline.core.files import write_json_whole
 
 
 def bench_propagation(
@@ -28,9 +33,6 @@ def bench_propagation(
     Each is measured in a process of its own. Memory is what the call adds at its peak to what the inputs hold;
     the dense version's mask is made before, and neither timed nor counted.
     """
-    from pipeline.bench.propagation_measures import Setting, compare, stream_memory
-    from pipeline.core.files import write_json_whole
-
     setting = Setting(height, width, contexts, channels, labels, radius, top_k, repeats, device)
     report = compare(setting, dense=dense, large=large)
     if stream_frames:
@@ -42,8 +44,6 @@ def bench_propagation(
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
 
     table = Table(title="one frame of label propagation", title_justify="left")
     for name in ("version", "grid"):

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import av
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.commands.run import CLIP
+from pipeline.core.locations import DEMO_CLIP
+from pipeline.core.records import Packet
+from pipeline.core.runner import Pipeline
+from pipeline.flow import FlowConfig, load_flow_config, make_stages, run
+from pipeline.run_record import peak_memory_bytes, summary_table
+from stages.extract import ExtractConfig, Extractor
 
 _MEGABYTE = 1024 * 1024
 
@@ -23,7 +32,6 @@ def bench_runner(
     queue_depth: Annotated[int, typer.Option(help="Items that may wait between two stages.")] = 4,
 ) -> None:
     """Packets a second through stages that do nothing: the cost of the runner itself."""
-    from pipeline.core.runner import Pipeline
 
     def nothing(items: Iterable[int]) -> Iterator[int]:
         yield from items
@@ -41,20 +49,16 @@ def bench_runner(
 
 
 def bench_run(
-    source: Annotated[Path, typer.Option(help="Video; the bundled clip by default.")] = CLIP,
+    source: Annotated[Path, typer.Option(help="Video; the bundled clip by default.")] = DEMO_CLIP,
     config: Annotated[Path | None, typer.Option(help="YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
 ) -> None:
     """A run's wall time against the slowest stage run alone and against its CPU time over the cores."""
-    import os
-    import tempfile
-
-    from pipeline.flow import load_flow_config
-
     flow_config = load_flow_config(config, overrides or [])
+    extractor = Extractor(flow_config.extract)
     with tempfile.TemporaryDirectory() as folder:
-        alone = _stages_alone(source, flow_config, Path(folder) / "alone")
-        wall_seconds, cpu_seconds, table = _together(source, flow_config, Path(folder) / "together")
+        alone = _stages_alone(source, flow_config, Path(folder) / "alone", extractor)
+        wall_seconds, cpu_seconds, table = _together(source, flow_config, Path(folder) / "together", extractor)
     cores = len(os.sched_getaffinity(0))
     console = Console(soft_wrap=True)
     console.print(table)
@@ -72,12 +76,10 @@ def bench_run(
     )
 
 
-def _stages_alone(source: Path, config: Any, folder: Path) -> dict[str, float]:
+def _stages_alone(source: Path, config: FlowConfig, folder: Path, extractor: Extractor) -> dict[str, float]:
     """Each stage over the whole input with nothing beside it; its input is held in memory."""
-    from pipeline.flow import make_stages
-
     folder.mkdir()
-    stages = make_stages(source, config, output=folder).present()
+    stages = make_stages(source, config, output=folder, extractor=extractor).present()
     seconds: dict[str, float] = {}
     items: list[Any] = []
     for name, stage in stages.items():
@@ -87,20 +89,13 @@ def _stages_alone(source: Path, config: Any, folder: Path) -> dict[str, float]:
     return seconds
 
 
-def _together(source: Path, config: Any, folder: Path) -> tuple[float, float, Table]:
-    from pipeline.core.runner import Pipeline
-    from pipeline.flow import chain, make_stages
-    from pipeline.run_record import peak_memory_bytes, summary_table
-
-    folder.mkdir()
-    stages = make_stages(source, config, output=folder)
-    wall, cpu = time.perf_counter(), time.process_time()
-    with Pipeline(config.queue_depth) as pipe:
-        frames = sum(1 for _ in chain(pipe, stages))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    bottleneck = pipe.bottleneck()
-    title = f"{frames} frames in {wall:.1f} s; peak memory of the process {peak_memory_bytes() / _MEGABYTE:.0f} MB"
-    return wall, cpu, summary_table(title, pipe.statistics, bottleneck.name if bottleneck else None)
+def _together(source: Path, config: FlowConfig, folder: Path, extractor: Extractor) -> tuple[float, float, Table]:
+    cpu = time.process_time()
+    result = run(source, folder, config, extractor=extractor)
+    cpu = time.process_time() - cpu
+    memory = f"peak memory of the process {peak_memory_bytes() / _MEGABYTE:.0f} MB"
+    title = f"{result.frames} frames in {result.seconds:.1f} s; {memory}"
+    return result.seconds, cpu, summary_table(title, result.statistics, result.bottleneck)
 
 
 def bench_memory(
@@ -108,8 +103,6 @@ def bench_memory(
     early: Annotated[int, typer.Option(help="Frame at which memory is read first.")] = 200,
 ) -> None:
     """Resident memory late in a long video against early, all stages on, with a tiny random backbone."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         first, last = resident_over_time(Path(folder), frames=frames, early=early)
     Console().print(
@@ -123,37 +116,29 @@ def resident_over_time(folder: Path, *, frames: int, early: int) -> tuple[int, i
 
     The video is made on the spot: two squares that move over a textured ground, so that every stage has work.
     """
-    from pipeline.core.runner import Pipeline
-    from pipeline.flow import FlowConfig, chain, make_stages
-    from stages.extract import ExtractConfig
-
     video = folder / "moving.mp4"
     _write_moving_squares(video, frames)
     extract = ExtractConfig(
         backbone="vit_tiny_patch16_224", weights="random", short_side=96, facets=("key@11",), lift="none"
     )
-    output = folder / "out"
-    output.mkdir()
-    stages = make_stages(video, FlowConfig(extract=extract), output=output)
     resident: dict[int, int] = {}
-    with Pipeline(4) as pipe:
-        for packet in chain(pipe, stages):
-            if packet.index + 1 in (early, frames):
-                gc.collect()
-                resident[packet.index + 1] = _resident_bytes()
+
+    def note(packet: Packet) -> None:
+        if packet.index + 1 in (early, frames):
+            gc.collect()
+            resident[packet.index + 1] = _resident_bytes()
+
+    run(video, folder / "out", FlowConfig(extract=extract), on_packet=note)
     return resident[early], resident[frames]
 
 
 def _resident_bytes() -> int:
-    import os
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _write_moving_squares(path: Path, frames: int) -> None:
-    import av
-    import numpy as np
 
     ground = np.random.default_rng(0).integers(60, 120, (96, 128, 3), np.uint8)
     with av.open(str(path), "w") as container:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
 from pipeline.core.config import load_config, parse_overrides
 from pipeline.core.files import write_json_whole
+from pipeline.core.locations import CONFIGS
 from pipeline.core.options import names_in
 from pipeline.core.presets import load_preset
 from pipeline.evaluation.davis import score_results
@@ -22,7 +23,7 @@ from pipeline.flow import FlowConfig
 from pipeline.formats.davis import DavisSequence, open_davis
 from pipeline.run_record import versions
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs" / "davis.yaml"
+PRESETS = CONFIGS / "davis.yaml"
 
 
 class DavisYear(StrEnum):

@@ -7,9 +7,8 @@ picture is drawn, so they do not change from frame to frame.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import nullcontext
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -22,14 +21,14 @@ from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.core.errors import ConfigError, InputError, OutputError, StageError, TruncatedError
+from pipeline.core.errors import ConfigError, OutputError, TruncatedError
+from pipeline.core.files import path_inside
 from pipeline.core.records import Features, Packet
-from pipeline.core.runner import Pipeline
-from pipeline.flow import Stages, chain, load_flow_config, make_stages
+from pipeline.flow import FlowConfig, Stages, load_flow_config, make_stages, stream
 from pipeline.formats.feature_export import FeatureExporter
 from stages.decode import Decoder
 from stages.extract import views
-from stages.write import WriteConfig, Writer
+from stages.write.video import whole_video
 
 Painter = Callable[[Packet], npt.NDArray[np.uint8]]
 
@@ -83,13 +82,15 @@ def features(
     given = {"decode.start_seconds": start, "decode.end_seconds": end, "decode.every": every}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     settings += [f"extract.facets=[{', '.join(facet)}]"] if facet else []
-    stages = _make_stages(source, config, settings, view, exported=save is not None)
+    flow_config = _flow_config(config, settings, view, exported=save is not None)
+    stages = make_stages(source, flow_config, keep_features=True)
     xy = _parse_point(point, view)
-    folder = output / (source.resolve().name if source.is_dir() else source.stem)
+    folder = path_inside(output, source.resolve().name if source.is_dir() else source.stem)
     _refuse_existing(folder, view, save, overwrite=overwrite)
     paint = None if view is None else _painter(view, stages, xy, first_component - 1)
     exporter = None if save is None else _exporter(folder, save, stages, overwrite=overwrite)
-    _drain(stages, folder, view, paint, exporter)
+    video = None if view is None else folder / f"{view.value}.mp4"
+    _draw_and_export(stages, flow_config, video, paint, exporter)
     console = Console(soft_wrap=True)
     for path in _paths(folder, view, save):
         console.print(f"wrote {path}", markup=False, highlight=False)
@@ -97,19 +98,14 @@ def features(
         console.print(f"warning: {exporter.clipped_values} values beyond fp16 became its largest")
 
 
-def _make_stages(
-    source: Path, config: Path | None, settings: list[str], view: View | None, *, exported: bool
-) -> Stages:
+def _flow_config(config: Path | None, settings: list[str], view: View | None, *, exported: bool) -> FlowConfig:
     """Decode and extract only."""
-    off = [f"{name}.enabled=false" for name in ("cosegment", "propagate", "track", "annotate", "write")]
-    flow = load_flow_config(config, [*settings, *off])
     if view == View.norm and not any(text.startswith("extract.facets=") for text in settings) and config is None:
         # Outlier norms are a property of the residual stream; keys hide them.
-        flow = load_flow_config(config, [*settings, *off, "extract.facets=[token@-1]"])
-    if exported and "cls" not in flow.extract.model_fields_set:
-        extract = flow.extract.model_copy(update={"cls": "facet"})
-        flow = flow.model_copy(update={"extract": extract})
-    return make_stages(source, flow, keep_features=True)
+        settings = [*settings, "extract.facets=[token@-1]"]
+    flow = load_flow_config(config, settings)
+    is_cls_exported = exported and "cls" not in flow.extract.model_fields_set
+    return flow.only("extract", extract={"cls": "facet"} if is_cls_exported else {})
 
 
 def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | None:
@@ -205,39 +201,24 @@ def _fit(statistics: views.JointPca | views.NormRange, stages: Stages) -> None:
     statistics.fit()
 
 
-def _drain(
-    stages: Stages, folder: Path, view: View | None, paint: Painter | None, exporter: FeatureExporter | None
+def _draw_and_export(
+    stages: Stages, config: FlowConfig, video: Path | None, paint: Painter | None, exporter: FeatureExporter | None
 ) -> None:
     """Run every packet through the flow; memory holds what waits in the queues and no more."""
-    folder.mkdir(parents=True, exist_ok=True)
+    broken: TruncatedError | None = None
+    drawn = nullcontext() if video is None else whole_video(video, config.write, stages.info.frame_rate)
+    packets = stream(stages.info.path, config, keep_features=True, extractor=stages.extract)
     total = stages.decode.expected_frames()
-    try:
-        with Pipeline() as pipe, exporter or nullcontext():
-            packets = chain(pipe, stages)
-            if exporter is not None:
-                packets = pipe.buffer(_exported(packets, exporter), name="export")
-            if paint is not None and view is not None:
-                packets = pipe.buffer(_painted(packets, paint), name="paint")
-                writer = Writer(WriteConfig(), folder, stages.info, video_name=f"{view.value}.mp4")
-                packets = pipe.buffer(writer(packets), name="write")
-            for _ in tqdm(packets, total=total, desc=folder.name, unit="frame", file=sys.stderr, mininterval=0.5):
-                pass
-    except StageError as error:
-        if isinstance(error.__cause__, InputError):
-            with suppress(OSError):  # only where it is empty
-                folder.rmdir()
-            raise error.__cause__ from error
-        raise
-    if stages.decode.broken:
-        raise TruncatedError(f"{stages.decode.broken}; the frames before are in {folder}")
-
-
-def _exported(packets: Iterable[Packet], exporter: FeatureExporter) -> Iterator[Packet]:
-    for packet in packets:
-        exporter.write(packet)
-        yield packet
-
-
-def _painted(packets: Iterable[Packet], paint: Painter) -> Iterator[Packet]:
-    for packet in packets:
-        yield replace(packet, annotated=paint(packet), features=None)
+    first_seconds: float | None = None
+    with exporter or nullcontext(), drawn as pictures:
+        try:
+            for packet in tqdm(packets, total=total, unit="frame", file=sys.stderr, mininterval=0.5):
+                first_seconds = packet.frame.pts_seconds if first_seconds is None else first_seconds
+                if exporter is not None:
+                    exporter.write(packet)
+                if paint is not None and pictures is not None:
+                    pictures.write(paint(packet), packet.frame.pts_seconds - first_seconds)
+        except TruncatedError as error:
+            broken = error
+    if broken is not None:
+        raise broken

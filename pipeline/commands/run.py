@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import path_inside
+from pipeline.core.locations import DEMO_CLIP
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
 from pipeline.run_record import summary_table
 from stages.decode import Decoder, probe
 from stages.extract import Extractor
-
-CLIP = Path(__file__).resolve().parents[2] / "tests" / "data" / "bigbuckbunny.mp4"
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -62,7 +61,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("outputs/demo"),
 ) -> None:
     """The whole flow on the bundled clip; replaces the files of an earlier demo."""
-    raise typer.Exit(run_all([Request(CLIP, output / CLIP.stem)], FlowConfig(), overwrite=True))
+    raise typer.Exit(run_all([Request(DEMO_CLIP, output / DEMO_CLIP.stem)], FlowConfig(), overwrite=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ class Checkpointer:
         segment_frames: Frames between two marks.
         every_seconds: A mark takes a snapshot when this much wall time has passed since the last one.
         every_frames: Or when this many frames have; None for never.
+        is_ready: Whether the output folder may be written to yet.
         frames: Frames that the source has given so far.
         snapshots: Snapshots taken so far, those of earlier parts of a resumed run included.
         seconds: Time spent on snapshots, over all threads.
@@ -137,6 +138,7 @@ class Checkpointer:
     segment_frames: int = 64
     every_seconds: float = 60.0
     every_frames: int | None = None
+    is_ready: Callable[[], bool] = lambda: True
     frames: int = 0
     snapshots: int = 0
     seconds: float = 0.0
@@ -171,7 +173,7 @@ class Checkpointer:
     def _mark(self, name: str, source: Stateful) -> Mark:
         waited = time.monotonic() - self._last_time >= self.every_seconds
         counted = self.every_frames is not None and self.frames - self._last_frames >= self.every_frames
-        if self._under_way or not (waited or counted):
+        if self._under_way or not (waited or counted) or not self.is_ready():
             return SegmentEnd()
         self._under_way, self._last_frames, self._last_time = True, self.frames, time.monotonic()
         mark = SnapshotMark(self)

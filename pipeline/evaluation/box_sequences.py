@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import LabelFileError
+from pipeline.core.locations import CONFIGS
 from pipeline.core.records import Detections, VideoInfo
 from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, mot_targets
 from pipeline.formats.bdd import FRAME_RATE, BddVideo, read_videos
@@ -26,7 +27,7 @@ from pipeline.formats.mot_folders import MotSequence, find_sequences, open_seque
 
 DataFormat = Literal["mot", "bdd"]
 
-TRACKING_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tracking.yaml"
+TRACKING_CONFIG = CONFIGS / "tracking.yaml"
 """The config for measurements on labeled boxes."""
 
 

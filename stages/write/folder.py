@@ -38,8 +38,8 @@ def check_output(folder: Path, source: Path, *, overwrite: bool, resume: bool = 
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file, not a folder; choose another --output")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+    if not folder.is_dir() or all(path.name == f".{RECORD}.partial" for path in folder.iterdir()):
+        return  # at most the first temporary file of a run that was killed there and then
     if not (overwrite or resume):
         raise OutputError(f"{folder}: exists already; choose another --output, or add --overwrite or --resume")
     if not is_ours(folder):

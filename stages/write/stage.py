@@ -17,7 +17,6 @@ flow, which knows the whole run.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import OutputError
-from pipeline.core.files import path_inside, sha256_of, whole_file, write_bytes_whole, write_json_whole
+from pipeline.core.files import (
+    path_inside,
+    sha256_of,
+    sync_to_disk,
+    whole_file,
+    write_bytes_whole,
+    write_json_whole,
+)
 from pipeline.core.records import Packet, VideoInfo
 from pipeline.core.state import State
 from pipeline.formats.palette import encode_indexed_png
@@ -37,6 +43,7 @@ from stages.write.tables import OBJECT_COLUMNS, GrowingText, object_lines, track
 from stages.write.video import SegmentedVideo, join_segments, segment_files
 
 TRACKS, OBJECTS = "tracks.txt", "objects.csv"
+_MAX_NOT_SYNCED = 2000
 
 
 class Writer:
@@ -68,6 +75,7 @@ class Writer:
             OBJECTS: GrowingText(work / OBJECTS, ",".join(OBJECT_COLUMNS) + "\n"),
             FILE_LIST: GrowingText(work / FILE_LIST),
         }
+        self._not_synced: list[Path] = []
         self._first_seconds: float | None = None
         self._last_duration_seconds = float(1 / info.frame_rate)
         self._begun = self._resumed = False
@@ -102,10 +110,12 @@ class Writer:
     def end_segment(self) -> None:
         """End the video's segment: called at places that depend on the number of frames alone."""
         self._video.end_segment()
+        if len(self._not_synced) > _MAX_NOT_SYNCED:
+            self._sync()
 
     def state(self) -> State:
         """Lengths of the files that grow; everything up to there is on the disk when this returns."""
-        os.sync()
+        self._sync()
         return {
             "frames_written": self.frames_written,
             "first_seconds": self._first_seconds,
@@ -172,12 +182,16 @@ class Writer:
         """Take over the folder, once: call it when the first frame is there, as an earlier run's files go now."""
         if self._begun:
             return
-        self._begun = True
         clear_output(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         # Says whose folder this is, should the run be killed before it can say more.
         write_json_whole(self.folder / RECORD, {"producer": PRODUCER, "status": "running"})
         self._work.mkdir(exist_ok=True)
+        self._begun = True
+
+    def has_begun(self) -> bool:
+        """Whether the folder is taken over."""
+        return self._begun
 
     def go_on(self) -> None:
         """Take over the folder of a run that is resumed, with what is in it."""
@@ -198,6 +212,17 @@ class Writer:
         content = encode_indexed_png(mask)
         self._tables[FILE_LIST].write(f"{hashlib.sha256(content).hexdigest()}  {kind}/{name}.png\n")
         write_bytes_whole(path, content)
+        self._not_synced.append(path)
+
+    def _sync(self) -> None:
+        """Wait until the files of the frames so far are on the disk."""
+        for path in self._not_synced:
+            sync_to_disk(path)
+        for folder in {path.parent for path in self._not_synced}:
+            sync_to_disk(folder)
+        self._not_synced.clear()
+        if segments := segment_files(self._video.folder):
+            sync_to_disk(segments[-1])
 
 
 def _listed(folder: Path, name: str) -> str:

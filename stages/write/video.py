@@ -7,7 +7,9 @@ for byte. There are no B-frames: packets are in the order of presentation, and j
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,32 @@ class SegmentedVideo:
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
         )
+
+
+@contextmanager
+def whole_video(path: Path, config: WriteConfig, frame_rate: Fraction) -> Iterator[SegmentedVideo]:
+    """A video that appears under its name when the block ends, with what was written until then.
+
+    Args:
+        path: The video, an existing one is replaced; missing folders are made.
+        config: Quality and speed of the encoder.
+        frame_rate: Nominal frame rate; the last frame is shown for one period of it.
+
+    Raises:
+        OutputError: The video cannot be written.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    video = SegmentedVideo(folder, config, frame_rate)
+    try:
+        yield video
+    finally:
+        try:
+            video.end_segment()
+            if segments := segment_files(folder):
+                join_segments(segments, path, float(1 / frame_rate))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def segment_files(folder: Path) -> list[Path]:

@@ -170,6 +170,8 @@ def test_which_folders_a_run_may_write_to(tmp_path: Path) -> None:
     foreign.mkdir()
     check_output(foreign, source, overwrite=False)
     check_output(tmp_path / "new", source, overwrite=False)
+    (foreign / ".run.json.partial").write_text("killed while it began")
+    check_output(foreign, source, overwrite=False)
     (foreign / "thesis.tex").write_text("x")
     with pytest.raises(OutputError, match="exists already"):
         check_output(foreign, source, overwrite=False)
