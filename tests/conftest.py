@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
+import faiss
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Small inputs gain nothing from a second thread, and threads that wait for each other are slow on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start
 torch.set_num_threads(1)
+faiss.omp_set_num_threads(1)
+cv2.setNumThreads(1)
 
 
 @pytest.fixture(scope="session")
