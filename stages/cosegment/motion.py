@@ -5,7 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.core.arrays import FloatArray, normalize_rows
 from pipeline.core.grid import PatchGrid
@@ -53,7 +52,8 @@ def object_motion(flow: FloatArray, grid: PatchGrid) -> FloatArray:
         return np.zeros(grid.grid_hw, np.float32)
     expected = cv2.perspectiveTransform(start.reshape(1, -1, 2), camera).reshape(height, width, 2)
     residual = np.linalg.norm(start + flow - expected, axis=-1).astype(np.float32)
-    return np.asarray(grid.sample_area(torch.from_numpy(residual[None]))[0].numpy(), np.float32)
+    means: FloatArray = grid.cell_means(residual[None])[0]
+    return means
 
 
 def moving_evidence(motion_px: FloatArray) -> FloatArray:

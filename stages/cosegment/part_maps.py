@@ -80,7 +80,7 @@ def make_part_map(
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
     soft = grid.upsample(torch.from_numpy(_soft_parts(logits, distances)), small_hw).numpy()
     soft = memory.blend(soft, numbers, seen, grid)
-    foreground = grid.sample_area(torch.from_numpy(1.0 - soft[:1]))[0].numpy()
+    foreground = grid.cell_means(1.0 - soft[:1])[0]
     if refine == "crf":
         index_mask = _crf_labels(image, soft, numbers)
     else:
@@ -93,7 +93,7 @@ def _cell_parts(
     grid: PatchGrid, soft: FloatArray, foreground: FloatArray, numbers: IntArray
 ) -> npt.NDArray[np.uint8]:
     """The number of each cell's likeliest part, uint8 ``(h, w)``; 0 is background."""
-    likeliest = grid.sample_area(torch.from_numpy(soft[1:])).numpy().argmax(axis=0)
+    likeliest = grid.cell_means(soft[1:]).argmax(axis=0)
     return np.where(foreground >= 0.5, numbers[likeliest], 0).astype(np.uint8)
 
 

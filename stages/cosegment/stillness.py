@@ -94,7 +94,7 @@ class StillRegion:
 
     def cells(self) -> BoolArray:
         """The region on the grid, bool ``(h, w)``."""
-        return np.asarray(self._grid.sample_area(torch.from_numpy(self._map[None]))[0].numpy() > 0.5, bool)
+        return np.asarray(self._grid.cell_means(self._map[None])[0] > 0.5, bool)
 
     def follow(self, flow: FloatArray | None, motion_px: FloatArray | None) -> BoolArray:
         """Carry the region one frame on; what moves now is not still any more.

@@ -83,7 +83,7 @@ def _agreement(rows: FloatArray, previous: FloatArray, flow: FloatArray, grid: P
     height, width = grid.grid_hw
     image_hw = np.array(grid.image_hw, np.float32)
     cells_per_px = (image_hw / flow.shape[:2] / grid.stride_px)[::-1].astype(np.float32)
-    moved = grid.sample_area(torch.from_numpy(flow).permute(2, 0, 1)).permute(1, 2, 0).numpy() * cells_per_px
+    moved = np.moveaxis(grid.cell_means(np.moveaxis(flow, 2, 0)), 0, 2) * cells_per_px
     y, x = np.mgrid[0:height, 0:width]
     column = np.rint(x + moved[..., 0]).astype(int).ravel()
     row = np.rint(y + moved[..., 1]).astype(int).ravel()

@@ -125,3 +125,11 @@ def test_a_subdivided_grid_lies_on_the_same_pixels() -> None:
     fine = strided.subdivided(2)
     centers = fine.cell_centers().reshape(9, 2, 9, 2, 2).mean(dim=(1, 3))
     torch.testing.assert_close(centers, strided.cell_centers())
+
+
+@pytest.mark.parametrize("stride", [14, 7])
+def test_cell_means_are_those_of_sample_area(stride: int) -> None:
+    grid = PatchGrid.from_input((90, 130), (84, 126), patch_px=14, stride_px=stride)
+    maps = np.random.default_rng(0).random((3, 60, 88)).astype(np.float32)
+    expected = grid.sample_area(torch.from_numpy(maps)).numpy()
+    np.testing.assert_allclose(grid.cell_means(maps), expected, atol=1e-5)
