@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -86,11 +86,9 @@ def repair(
 ) -> None:
     """Repair the defective tokens of a ViT (SINDER): moves its singular values, writes new weights."""
     _check(output, size=size, survey=survey, iterations=iterations, overwrite=overwrite)
-    linear_fit = _linear_fit(fit)
+    linear_fit, rule = _linear_fit(fit), DetectionRule(mu, kernel)
     settings = RepairSettings(learning_rate, momentum, limit_layers, window, stop_share)
-    job = _Job(
-        list_images(images, recursive=True), output, size, DetectionRule(mu, kernel), linear_fit, seed, iterations
-    )
+    job = _Job(list_images(images, recursive=True), output, size, rule, linear_fit, seed, iterations)
     model = _load(backbone, weights, device, size)
     directions = defect_directions(model.vit.blocks, fit=linear_fit, seed=seed)
     sample = _order(len(job.images), seed, 0)[:survey]
@@ -117,9 +115,9 @@ def _check(output: Path, *, size: int, survey: int, iterations: int, overwrite: 
 
 
 def _linear_fit(name: str) -> Fit:
-    if name == "exact" or name == "sampled":
-        return name
-    raise ConfigError(f"--fit {name}: valid are exact and sampled")
+    if name not in get_args(Fit):
+        raise ConfigError(f"--fit {name}: valid are exact and sampled")
+    return cast(Fit, name)
 
 
 def _load(name: str, weights: Path | None, device: str, size: int) -> Backbone:

@@ -1,12 +1,12 @@
 """Training data for LiFT: the frozen ViT's features of views of images, computed once.
 
-Suri et al., LiFT, ECCV 2024, section 3.2: a view is seen at 448, 224 and 112 px; the features at one scale are
-the target of the features at the next smaller one.
+Suri et al., LiFT, ECCV 2024, section 3.2: a view is used at 448, 224 and 112 px; the features at one scale are
+the target for the features at the next smaller one.
 
-A cache is a folder with one sub-folder a view. Each holds, as float16 memory maps with one row an image, the
-normalised images of the input scales and the features of all scales, and a list of the rows that are done, so
-that an interrupted run goes on where it stopped. ``manifest.json`` says what it was made from; another
-backbone, facet, image list, seed or way of sub-sampling gives another folder.
+A cache is a folder with one sub-folder per view. Each holds, as float16 memory maps with one row per image, the
+normalized images of the input scales and the features of all scales, and a list of the finished rows, so that an
+interrupted run continues where it stopped. ``manifest.json`` says what it was made from; another backbone, facet,
+image list, seed or subsampling has another folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,15 +25,16 @@ from torch import Tensor
 
 from pipeline.core.errors import MediaError, OutputError
 from pipeline.core.files import whole_file
+from pipeline.formats.image_folder import load_image
 from pipeline.training.lift_views import Augmentation, ViewSettings, draw_augmentation, make_scales, make_view
 
 Extract = Callable[[Tensor], Tensor]
-"""``(B, 3, S, S)`` normalised images to ``(B, C, h, w)`` features."""
+"""``(B, 3, S, S)`` normalized images to ``(B, C, h, w)`` features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some views at all scales, largest first.
+    """A batch of views at all scales, largest first.
 
     Attributes:
         images: Normalised ``(B, 3, S / 2, S / 2)`` and ``(B, 3, S / 4, S / 4)``.
@@ -51,11 +51,11 @@ class CacheKey:
 
     Attributes:
         backbone: Name.
-        facet: Spec as text.
-        weights_sha256: Of the backbone's weights.
-        files: Hash over the names and sizes of the images.
-        held_out: Number of images kept for validation.
-        settings: How views are made.
+        facet: Its facet spec.
+        weights_sha256: Hash of the backbone's weights.
+        files: Hash of the names and sizes of the images.
+        held_out: Number of validation images.
+        settings: Settings of the views.
     """
 
     backbone: str
@@ -71,7 +71,7 @@ class CacheKey:
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """A hash over names and sizes."""
+    """A hash of names and sizes."""
     text = "\n".join(f"{p.name} {p.stat().st_size}" for p in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,10 +80,12 @@ def split_held_out(num_images: int, held_out: int, seed: int) -> tuple[list[int]
     """Indices for training and for validation, the same for the same seed.
 
     Raises:
-        MediaError: Nothing would be left to train on.
+        MediaError: No image would be left for training.
     """
     if num_images - held_out < 1:
-        raise MediaError(f"{num_images} images cannot give {held_out} for validation and any for training")
+        raise MediaError(
+            f"{num_images} images are too few for {held_out} validation images and at least one for training"
+        )
     order = np.random.default_rng([seed, num_images]).permutation(num_images).tolist()
     return sorted(order[held_out:]), sorted(order[:held_out])
 
@@ -93,11 +95,11 @@ class FeatureCache:
     """One folder of cached views.
 
     Attributes:
-        folder: Where it is.
+        folder: The folder.
         key: What it was made from.
         files: The images.
         train: Indices of the training images.
-        held_out: Indices of the validation images; they have view 0 only, without augmentation.
+        held_out: Indices of the validation images; only view 0, without augmentation.
     """
 
     folder: Path
@@ -109,7 +111,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, root: Path, key: CacheKey, files: Sequence[Path]) -> FeatureCache:
-        """The cache for ``key`` below ``root``, made where it does not exist.
+        """The cache for ``key`` below ``root``, created where it does not exist.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -128,7 +130,7 @@ class FeatureCache:
         return sorted([*self.train, *self.held_out]) if view == 0 else self.train
 
     def missing(self, view: int) -> list[int]:
-        """Rows of a view that are not computed yet."""
+        """Rows of a view that have not been computed."""
         done = self._done(view)
         return [row for row in range(len(self.rows(view))) if not done[row]]
 
@@ -148,19 +150,19 @@ class FeatureCache:
         Args:
             view: 0 is the whole image, others are crops.
             extract: The frozen ViT.
-            mean: Per-channel mean of its normalisation.
+            mean: Per-channel mean of its input normalization.
             std: Per-channel standard deviation.
-            batch_size: Views a pass.
-            device: Where ``extract`` wants its images.
+            batch_size: Views per forward.
+            device: Device of the images for ``extract``.
             on_rows: Called with the number of rows written, for progress.
         """
-        centre = torch.tensor(mean).view(1, 3, 1, 1)
+        center = torch.tensor(mean).view(1, 3, 1, 1)
         spread = torch.tensor(std).view(1, 3, 1, 1)
         missing = self.missing(view)
         for start in range(0, len(missing), batch_size):
             rows = missing[start : start + batch_size]
             images = torch.stack([self._view(self.rows(view)[row], view) for row in rows])
-            scales = make_scales((images - centre) / spread, self.key.settings.subsampling)
+            scales = make_scales((images - center) / spread, self.key.settings.subsampling)
             for level, scale in enumerate(scales):
                 with torch.inference_mode():
                     maps = extract(scale.contiguous().to(device)).float().cpu()
@@ -194,13 +196,10 @@ class FeatureCache:
 
     def _view(self, image_index: int, view: int) -> Tensor:
         path = self.files[image_index]
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise MediaError(f"{path}: cannot be read as an image")
         settings = self.key.settings
         held_out = view == 0 and image_index in self.held_out
         choice = Augmentation() if held_out else draw_augmentation(settings, image_index, view)
-        return make_view(np.ascontiguousarray(pixels[..., ::-1], dtype=np.uint8), choice, settings.size_px)
+        return make_view(load_image(path), choice, settings.size_px)
 
     def _path(self, view: int, name: str) -> Path:
         return self.folder / f"view{view}" / name

@@ -1,17 +1,17 @@
-"""A start for LiFT's training that already does what bilinear interpolation does.
+"""Initial weights for LiFT's training that compute bilinear interpolation.
 
-From random weights LiFT needs tens of thousands of steps to catch up with plain interpolation, which ImageNet and
-a GPU provide and a thousand images on a CPU do not. The architecture holds bilinear interpolation up to its
-bottleneck, so the weights can be written down:
+From random weights LiFT needs tens of thousands of steps to reach plain interpolation, which is feasible with
+ImageNet and a GPU and not with a thousand images on a CPU. The architecture can represent bilinear interpolation
+up to its bottleneck, so the weights can be computed:
 
-- the transposed convolution projects centred features on their first principal components, scaled to unit
+- the transposed convolution projects centered features on their first principal components, scaled to unit
   variance, and repeats each cell 2 x 2;
-- the first 3 x 3 convolution is the tent (1/4, 1/2, 1/4) squared a channel, which makes repeated cells exactly
-  the bilinear ones away from the border; the second is the identity;
-- batch norms keep each channel's deviation and add three of them, so that ReLU passes nearly everything;
-- the last convolution goes back from components to features.
+- the first 3 x 3 convolution is the tent (1/4, 1/2, 1/4) along both axes per channel, which turns repeated cells
+  into exactly the bilinear ones away from the border; the second is the identity;
+- batch norms keep each channel's standard deviation and add three of them, so that ReLU passes nearly all values;
+- the last convolution maps components back to features.
 
-All other weights keep a tenth of their random start, and some channels are left free for what training finds.
+All other weights keep a tenth of their random values, and some channels stay random and free for training.
 Not in the paper; names and shapes are untouched.
 """
 
@@ -30,7 +30,7 @@ LIFTED_BY = 3.0
 
 NOISE = 0.1
 FREE_SHARE = 1 / 6
-"""Share of the bottleneck's channels that start at random."""
+"""Share of the bottleneck's channels with random initial weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Components:
 
     Attributes:
         mean: ``(C,)``.
-        basis: ``(C, K)``, orthonormal, by falling deviation.
-        deviation: ``(K,)``: of the features along each component.
+        basis: ``(C, K)``, orthonormal, by decreasing deviation.
+        deviation: ``(K,)``: standard deviation of the features along each component.
         smooth_deviation: ``(K,)``: of bilinearly doubled features, in units of ``deviation``.
     """
 
@@ -64,10 +64,10 @@ def find_components(maps: Tensor, count: int) -> Components:
 
 @torch.no_grad()
 def start_as_bilinear(model: Lift, maps: Tensor) -> None:
-    """Write the weights described above into a freshly made LiFT.
+    """Write the weights described above into a new LiFT.
 
     Args:
-        model: In its random start.
+        model: With random weights.
         maps: ``(B, C, h, w)``, a sample of features at training scale, on any device.
     """
     half = model.channels // 2

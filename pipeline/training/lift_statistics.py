@@ -1,4 +1,4 @@
-"""What is measured of a LiFT, and set by measuring, beside its training: scores, batch norms, lengths."""
+"""Held-out scores of a LiFT, and the statistics that are measured rather than trained: batch norms, lengths."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def settle_batch_norms(model: Lift, batches: Iterable[Batch]) -> None:
 
 @torch.no_grad()
 def match_norms(model: Lift, batches: Iterable[Batch]) -> float:
-    """Scale the last layer so that lifted features are on average as long as the true ones.
+    """Scale the last layer so that lifted features have the mean length of the true ones.
 
-    The cosine distance does not see lengths, but a second pass does: it expects features as long as the ViT's.
+    The cosine distance does not depend on lengths, but a second pass does: it expects the ViT's lengths.
 
     Returns:
         The factor.
@@ -89,7 +89,7 @@ def match_norms(model: Lift, batches: Iterable[Batch]) -> float:
 
 
 def hold_batch_norms(model: Lift) -> None:
-    """Normalise with fixed statistics: those of a small batch move with its images and drown what is learned."""
+    """Normalize with fixed statistics: those of a small batch vary more with its images than training changes."""
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()

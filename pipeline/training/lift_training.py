@@ -1,16 +1,16 @@
-"""Training LiFT: learn to turn features at one scale into the features at twice that scale.
+"""Training LiFT: predict the features at twice the scale from the features at one scale.
 
 Suri et al., LiFT, ECCV 2024, section 3.2: with x at 448 px and a frozen ViT f, the loss is
 d(LiFT(x/2, f(x/2)), f(x)) + d(LiFT(x/4, f(x/4)), f(x/2)), d the mean cosine distance over all cells.
 
-Differs from the reference, because a small image set on a CPU gives few steps: training starts as bilinear
-interpolation with its batch norms' statistics held (``--start random`` for the reference's way), and the learning
-rate falls along a half cosine (it is constant there). L1 and L2 are offered as in the paper's ablation. Cached
-views may be mirrored together with their features, which gives new pairs without another pass of the ViT.
+Differs from the reference, because a small image set on a CPU allows few steps: training starts from bilinear
+interpolation with fixed batch norm statistics (``--start random`` for the reference), and the learning rate
+follows a half cosine (it is constant there). L1 and L2 are offered as in the paper's ablation. Cached views may be
+mirrored together with their features, which gives new pairs without another forward of the ViT.
 
 Invariant: the state after step n depends on the settings and the data alone. The order of samples and every
-random choice come from generators seeded with (seed, epoch), so a run that was killed and goes on from its
-checkpoint ends, on the same machine, in the same bits as one that was not.
+random choice come from generators seeded with (seed, epoch), so a run that was killed and continued
+from its checkpoint ends, on the same machine, with bit-identical weights.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ WARM_UP_STEPS = 40
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How LiFT is trained.
+    """Settings of the training.
 
     Attributes:
         epochs: Passes over the training views.
-        batch_size: Views a step.
-        learning_rate: Of Adam, at the start.
-        schedule: "cosine" rises for a moment and falls to zero at the last step, "constant" stays (the reference).
-        weight_decay: Share of the weights lost per unit of learning rate and step (AdamW); 0 is Adam.
+        batch_size: Views per step.
+        learning_rate: Initial learning rate of Adam.
+        schedule: "cosine" has a short warm-up and falls to zero at the last step; "constant" is the reference.
+        weight_decay: Of AdamW; 0 is Adam.
         loss: Distance to the target.
         views: Number of cached views of each image to use.
         mirror: Mirror cached views and features with probability 1/2.
-        start: "bilinear" starts as bilinear interpolation (``pipeline.training.lift_start``), "random" as the
+        start: "bilinear" starts from bilinear interpolation (``pipeline.training.lift_start``), "random" is the
             reference.
         bf16: Run convolutions in bfloat16 (autocast); weights and the loss stay float32.
-        seed: Of the initial weights and all random choices.
+        seed: Seed of the initial weights and all random choices.
     """
 
     epochs: int = 20
@@ -76,7 +76,7 @@ class TrainSettings:
 
 @dataclass
 class History:
-    """What was logged.
+    """The training log.
 
     Attributes:
         losses: Training loss of every step.
@@ -104,11 +104,11 @@ class Trainer:
     """Trains one LiFT on a cache.
 
     Args:
-        settings: How.
-        cache: Views that are filled for ``settings.views``.
+        settings: The settings.
+        cache: Its first ``settings.views`` views are complete.
         patch_px: Patch of the backbone.
-        checkpoint: Where the state is kept between runs; read on start where it exists.
-        device: Where to train.
+        checkpoint: File of the state between runs; read at the start where it exists.
+        device: The device to train on.
 
     Raises:
         OutputError: The checkpoint belongs to other settings or other data.
@@ -147,7 +147,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches an epoch; what does not fill one is left out and comes in another epoch's order."""
+        """Batches per epoch; the samples that do not fill one are skipped, others in every epoch."""
         return max(1, len(self._samples) // self.settings.batch_size)
 
     @property
@@ -221,7 +221,7 @@ class Trainer:
         rate = self.settings.learning_rate
         if self.settings.schedule == "constant":
             return rate
-        # Adam's first steps are all of full length, whatever the gradient: they would tear the start apart.
+        # Adam's first steps have full length whatever the gradient is: without warm-up they destroy the start.
         warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
         return warm * rate * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
 
@@ -239,7 +239,7 @@ class Trainer:
         return Batch((fine, coarse), (whole, half, quarter))
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, complete or not at all."""
         state = {
             "settings": asdict(self.settings),
             "cache": self.cache.key.digest(),
@@ -257,14 +257,14 @@ class Trainer:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise OutputError(
-                f"{self.checkpoint}: cannot be read as a checkpoint; delete it to start anew"
+                f"{self.checkpoint}: cannot be read as a checkpoint; delete it to start over"
             ) from error
         other = [k for k, v in asdict(self.settings).items() if state["settings"].get(k) != v]
         if state["cache"] != self.cache.key.digest():
             other.append("the images or the backbone")
         if other:
             raise OutputError(
-                f"{self.checkpoint}: was made with other {', '.join(other)}; delete it to start anew, or use "
+                f"{self.checkpoint}: was made with other {', '.join(other)}; delete it to start over, or use "
                 "another --output"
             )
         self.model.load_state_dict(state["model"])

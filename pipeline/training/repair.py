@@ -1,12 +1,12 @@
-"""Repairing a ViT's singular defects by moving the singular values of its linear layers.
+"""Repair of a ViT's singular defects by training the singular values of its linear layers.
 
-One image at a time: the blocks are run until one of them has defects; the loss there, the distance of defective
-tokens to the mean of their surroundings, moves the singular values of the last few blocks up to it by SGD. What
-counts as a defect and what the loss is comes from outside (``stages.extract.repair.sinder``).
+One image at a time: the blocks run until one has defects; the loss at that block, the distance of defective tokens
+to the mean of their neighborhood, updates the singular values of the last few blocks up to it by SGD. The
+caller defines defects and loss (``stages.extract.repair.sinder``).
 
 Source: Wang, Zhang, Salzmann, SINDER: Repairing the Singular Defects of DINOv2, ECCV 2024: training.
-Differs from the reference: the blocks are searched without gradients, and only those that are allowed to move are
-run again with them, which gives the same gradients for less memory.
+Differs from the reference: the blocks are searched without gradients, and only the trainable ones run again with
+them, which gives the same gradients in less memory.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ Outcome = Literal["trained", "skipped", "not_finite"]
 
 
 class DefectLoss(Protocol):
-    """What is trained away."""
+    """The loss that training minimizes."""
 
     def __call__(self, layer: int, tokens: Tensor) -> Tensor | None:
-        """The loss of the tokens ``(1, h, w, C)`` behind a layer, or None where they hold no defects."""
+        """The loss of the tokens ``(1, h, w, C)`` after a layer, or None where they have no defects."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepairSettings:
-    """How the singular values are trained; the defaults are the reference's.
+    """Settings of the training; the defaults are the reference's.
 
     Attributes:
-        learning_rate: Of SGD.
-        momentum: Of SGD.
-        limit_layers: Only this many blocks up to the defective one move.
-        window: Over how many of the last images the stop rule looks.
+        learning_rate: Learning rate of SGD.
+        momentum: Momentum of SGD.
+        limit_layers: Only this many blocks up to the defective one are trained.
+        window: Number of recent images that the stop rule counts.
         stop_share: Training ends when this share of the window's images showed no defects.
     """
 
@@ -72,11 +72,11 @@ class RepairSettings:
 
 @dataclass(frozen=True, slots=True)
 class RepairStep:
-    """What one image did.
+    """The result of one image.
 
     Attributes:
         outcome: ``trained``; ``skipped`` where there was no defect; ``not_finite`` where loss or gradient was
-            not, and nothing moved.
+            not finite and nothing was updated.
         layer: The first block with defects, or None.
         loss: The loss before the step, or None.
     """
@@ -89,7 +89,7 @@ class RepairStep:
 class Repairer:
     """Trains the singular values of a backbone's linear layers.
 
-    Invariant: between :meth:`__init__` and :meth:`fold` the backbone's layers are parametrised and its shifts
+    Invariant: between :meth:`__init__` and :meth:`fold` the backbone's layers are parametrized and its shifts
     are the only trainable parameters; after :meth:`fold` it is a plain frozen backbone again, whose weights hold
     the repair.
     """
@@ -123,7 +123,7 @@ class Repairer:
         return len(self._skipped) == self.settings.window and self.skipped_share >= self.settings.stop_share
 
     def step(self, images: Tensor) -> RepairStep:
-        """Train on one image, ``(1, 3, H, W)``, normalised for the backbone."""
+        """Train on one image, ``(1, 3, H, W)``, normalized for the backbone."""
         result = self._train(images)
         self.iterations += 1
         self._skipped.append(result.outcome == "skipped")
@@ -171,7 +171,7 @@ class Repairer:
         return tokens[:, self._backbone.num_prefix_tokens :].reshape(1, *grid_hw, tokens.shape[-1])
 
     def shift_summary(self) -> list[dict[str, Any]]:
-        """For every block whose singular values moved: the mean and the largest change, signed."""
+        """For every block whose singular values changed: the mean and the largest change, signed."""
         summary = []
         for index, shifts in enumerate(self._shifts):
             values = torch.cat([p.detach().flatten() for p in shifts.values()])
@@ -181,16 +181,16 @@ class Repairer:
         return summary
 
     def fold(self) -> None:
-        """Write the moved singular values into plain weights; no step can follow."""
+        """Write the trained singular values into plain weights; ends the training."""
         fold_shifts(self._backbone.vit.blocks)
 
     def save_progress(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Write everything a later :meth:`load_progress` needs to go on as if nothing had happened.
+        """Write everything that :meth:`load_progress` needs to continue with identical results.
 
         Args:
-            path: Where to; written whole or not at all.
-            identity: What the run is of (weights, images, settings); JSON-ready. Only a run with an equal
-                identity can go on from the file.
+            path: The file; written completely or not at all.
+            identity: The run's weights, images and settings; JSON-ready. Only a run with the same identity can
+                continue from the file.
         """
         tensors = {"skipped": torch.tensor(list(self._skipped), dtype=torch.uint8)}
         for name, parameter in self._named_shifts().items():
@@ -201,7 +201,7 @@ class Repairer:
         save_tensors(tensors, path, {"identity": self._identity(identity), "iterations": str(self.iterations)})
 
     def load_progress(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Go on from :meth:`save_progress`.
+        """Continue from :meth:`save_progress`.
 
         Raises:
             WeightsError: The file cannot be read, or belongs to another run.
@@ -215,7 +215,7 @@ class Repairer:
         if metadata.get("identity") != self._identity(identity):
             raise WeightsError(
                 f"{path}: is an unfinished repair with other weights, images or settings; repeat its settings to "
-                "go on, or use --restart to begin anew"
+                "continue, or use --restart to start over"
             )
         self.iterations = int(metadata["iterations"])
         self._skipped.extend(bool(value) for value in tensors["skipped"].tolist())
@@ -242,7 +242,7 @@ def save_backbone(backbone: Backbone, path: Path, facts: Mapping[str, str]) -> N
 
     Args:
         backbone: A plain backbone (after :meth:`Repairer.fold`).
-        path: Where to; written whole or not at all.
+        path: The file; written completely or not at all.
         facts: Kept in the file's metadata, for example the hash of the weights it was made from.
     """
     save_tensors(dict(backbone.vit.state_dict()), path, {"backbone": backbone.name, **facts})

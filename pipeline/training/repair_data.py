@@ -1,4 +1,4 @@
-"""Images as the repair sees them: resized to a short side, centre-cropped to a square.
+"""Images for the repair: resized to a short side, center-cropped to a square.
 
 Source: Wang, Zhang, Salzmann, SINDER, ECCV 2024: bicubic, antialiased, 518 px.
 """
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipeline.core.errors import MediaError
+from pipeline.formats.image_folder import load_image
 
 
 def load_square(path: Path, size_px: int) -> npt.NDArray[np.uint8]:
@@ -21,13 +21,9 @@ def load_square(path: Path, size_px: int) -> npt.NDArray[np.uint8]:
         uint8 ``(size_px, size_px, 3)``, RGB.
 
     Raises:
-        MediaError: The file is no readable image.
+        MediaError: The file is not a readable image.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise MediaError(f"{path}: cannot read the image: {' '.join(str(error).split())}") from error
+    image = Image.fromarray(load_image(path))
     scale = size_px / min(image.size)
     width, height = (max(size_px, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Linear layers whose singular values can be moved or clamped, and nothing else.
+"""Linear layers whose singular values alone can be trained or clamped.
 
 With the thin decomposition W = U diag(S) V', the weight becomes U diag(S + e) V' with e the only parameter. In a
 block these are the value part of the fused query-key-value layer (each third is decomposed on its own; queries and
@@ -7,8 +7,8 @@ keys stay), the attention's projection and the layers of the MLP.
 Source: Wang, Zhang, Salzmann, SINDER: Repairing the Singular Defects of DINOv2, ECCV 2024: the trained
 parameters, and the check that clamps singular values.
 Differs from the reference: the weight is computed as W + U diag(e) V', the same matrix, so that a layer whose
-values never moved keeps its bits. Which rows of a fused layer the paper clamps together is not said; here the
-thirds are clamped apart, as they are decomposed.
+values never changed keeps its bits. The paper does not say which rows of a fused layer are clamped together; here
+the thirds are clamped separately, as they are decomposed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.core.errors import ConfigError
 
 
 class SingularShift(nn.Module):
-    """Parametrisation of a weight by a shift of the singular values of some of its rows.
+    """Parametrization of a weight by a shift of the singular values of some of its rows.
 
     Attributes:
         values: The singular values S before any shift, ``(k,)``.
@@ -45,18 +45,18 @@ class SingularShift(nn.Module):
         self.register_buffer("right", right.contiguous())
 
     def forward(self, shift: Tensor) -> Tensor:
-        """The weight with its singular values moved by ``shift`` ``(k,)``."""
+        """The weight with its singular values shifted by ``shift`` ``(k,)``."""
         moved = self.weight[self._rows] + (self.left * shift) @ self.right
         start, stop, _ = self._rows.indices(self.weight.shape[0])
         return torch.cat([self.weight[:start], moved, self.weight[stop:]])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """No shift at first."""
+        """Zero shift."""
         return torch.zeros(len(self.values), dtype=torch.float32, device=weight.device)
 
 
 def trainable_layers(block: nn.Module) -> Iterator[tuple[str, nn.Linear, slice]]:
-    """The layers of a block whose singular values are trained: name, layer and the rows meant.
+    """The layers of a block whose singular values are trained: name, layer and the trained rows.
 
     Raises:
         ConfigError: The block has no attention with ``qkv`` or ``v_proj``, or no MLP.
@@ -90,7 +90,7 @@ def attach_shifts(blocks: Sequence[nn.Module]) -> list[dict[str, nn.Parameter]]:
         block.requires_grad_(False)
         shifts = {}
         for name, layer, rows in layers:
-            # Unsafe means only that the parameter's shape differs from the weight's.
+            # Unsafe only means that the parameter's shape differs from the weight's.
             parametrize.register_parametrization(layer, "weight", SingularShift(layer.weight, rows), unsafe=True)
             parameter: Any = layer.parametrizations
             shifts[name] = parameter["weight"].original.requires_grad_(True)
@@ -112,11 +112,11 @@ def fold_shifts(blocks: Sequence[nn.Module]) -> None:
 def clamp_singular_values(blocks: Sequence[nn.Module], limit: float) -> int:
     """Clamp the singular values of every linear layer of the blocks to ``limit``, in place.
 
-    The three parts of a fused query-key-value layer are decomposed separately. A layer that already keeps the
-    limit is not touched.
+    The three parts of a fused query-key-value layer are decomposed separately. A layer within the limit is not
+    changed.
 
     Returns:
-        How many singular values were cut.
+        How many singular values were clamped.
 
     Raises:
         ConfigError: A limit that is not positive.

@@ -18,7 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features
 from pipeline.core.state import State
-from stages.extract.backbone.backbone import Backbone
+from stages.extract.backbone.backbone import Backbone, BackboneOutput
 from stages.extract.backbone.device import autocast, pick_device, pick_precision, store_matmul_weights
 from stages.extract.backbone.facets import FacetSpec, parse_facet
 from stages.extract.backbone.request import ClsKind
@@ -100,7 +100,7 @@ class FeatureModel:
         with autocast(self.device, self.precision):
             output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
         maps = {name: output.maps[name].float() for name in self.names}
-        saliency = self._saliency(output, maps[self.names[0]])
+        saliency = self._saliency_of(output, maps[self.names[0]])
         grid = self.backbone.grid((images[0].shape[0], images[0].shape[1]), input_hw)
         if self.lift is not None:
             maps, saliency, grid = self._lifted(self.lift, batch, maps, saliency, grid)
@@ -115,6 +115,11 @@ class FeatureModel:
             )
             for i in range(len(images))
         ]
+
+    def _saliency_of(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
+        if self.cue != "none" and features.shape[-2:].numel() == 1:
+            return torch.zeros_like(features[:, 0])  # a single cell cannot stand out from others
+        return self._saliency(output, features)
 
     def _lifted(
         self,

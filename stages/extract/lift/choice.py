@@ -1,4 +1,4 @@
-"""Which LiFT belongs to a backbone and a facet: the bundled one, or a file that is checked to fit."""
+"""Choosing the LiFT for a backbone and a facet: the bundled one, or a file that is checked to fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def choose_lift(choice: str, backbone: Backbone, facet: FacetSpec) -> LoadedLift
 
     Args:
         choice: ``auto`` for the bundled one, or a file.
-        backbone: Whose features are to be lifted.
-        facet: Which of them.
+        backbone: The backbone whose features are lifted.
+        facet: The facet.
 
     Returns:
         The LiFT; None where ``choice`` is ``auto`` and none is bundled for this backbone and facet.
 
     Raises:
-        WeightsError: The file is no LiFT, or was trained for something else; lists every difference.
+        WeightsError: The file is not a LiFT, or was trained for something else; lists every difference.
     """
     path = find_bundled(backbone.name, facet, backbone.num_layers) if choice == "auto" else Path(choice)
     if path is None:
@@ -39,7 +39,7 @@ def choose_lift(choice: str, backbone: Backbone, facet: FacetSpec) -> LoadedLift
 
 
 def require_lift(choice: str, backbone: Backbone, facet: FacetSpec) -> LoadedLift:
-    """Like :func:`choose_lift`, for who cannot do without one.
+    """Like :func:`choose_lift`, for callers that need one.
 
     Raises:
         ConfigError: None is bundled for this backbone and facet.
@@ -49,6 +49,7 @@ def require_lift(choice: str, backbone: Backbone, facet: FacetSpec) -> LoadedLif
     if loaded is None:
         spec = facet.resolved(backbone.num_layers)
         raise ConfigError(
-            f"there is no bundled LiFT for {spec} of {backbone.name}; train one and give it with --lift"
+            f"there is no bundled LiFT for {spec} of {backbone.name}; train one with train-lift and "
+            "name it with --lift"
         )
     return loaded

@@ -6,15 +6,15 @@ their names and their arithmetic are the paper's, so published checkpoints load 
 
 Differs from the reference:
 
-- *Other patch sizes.* The image branch only halves, so it can meet grids of 8 or 16 px cells. For every other
-  patch the image is resampled (bilinear, by one affine map an axis) to 16 px a cell, in such a way that the
-  branch's two outputs lie exactly on the doubled and on the original grid. A stride-2 convolution with a
-  padding of 1 is centred on the *first* of its two input pixels, so a plain resize would leave the first
-  output 1.5 px and the second 5.5 px to the upper left of the cells they are concatenated to.
-- *Reduced strides and recursion.* The image is brought to the same number of pixels a cell whatever the
-  spacing of the cells is. For one recursion of patches 8 and 16 that is the reference's bilinear doubling.
-- *Sizes that are no multiple of the patch.* The branch sees what the patch embedding saw: the rest at the
-  right and the bottom is cut off (the reference has a hand-set crop of 2 px on every side for 56 px).
+- *Other patch sizes.* The image branch only halves the resolution, so it fits grids with cells of 8 or 16 px. For
+  every other patch the image is resampled (bilinear, one affine map per axis) to 16 px per cell, such that the two
+  outputs of the branch lie exactly on the doubled and on the original grid. A stride-2 convolution with a padding
+  of 1 is centered on the *first* of its two input pixels, so a plain resize would leave the first output 1.5 px
+  and the second 5.5 px to the upper left of the cells they are concatenated to.
+- *Reduced strides and recursion.* The image is resampled to the same number of pixels per cell whatever
+  the spacing of the cells is. For one recursion of patches 8 and 16 that is the reference's bilinear doubling.
+- *Sizes that are not a multiple of the patch.* The branch gets the same pixels as the patch embedding: the rest at
+  the right and the bottom is cut off (the reference has a hard-coded crop of 2 px per side for 56 px).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ REFERENCE_PATCHES = (8, 16)
 """Patch sizes whose image branch is the reference's, shifts of its stride-2 convolutions included."""
 
 BRANCH_SHIFT_PX = 1.5
-"""How far up and left of its cell's centre the branch's first output is centred, in branch input pixels."""
+"""Shift of the branch's first output to the upper left of its cell's center, in pixels of the branch's input."""
 
 
 class DoubleConv(nn.Module):
-    """Twice a 3x3 convolution without bias, batch norm and ReLU."""
+    """Two times: a 3x3 convolution without bias, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DoubleConv(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the grid with a transposed convolution and joins the finer image map."""
+    """Doubles the grid with a transposed convolution and concatenates the finer image map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ class Lift(nn.Module):
 
     Args:
         channels: Channels of the features, even.
-        patch_px: Patch size of the backbone. 8 and 16 give the reference's geometry, others the exact one.
+        patch_px: Patch size of the backbone. 8 and 16 have the reference's geometry, others the exact one.
 
     Attributes:
-        cell_px: Pixels a cell of the original grid has at the image branch's input.
+        cell_px: Side of a cell of the original grid at the image branch's input in pixels.
     """
 
     def __init__(self, channels: int, *, patch_px: int) -> None:
@@ -101,16 +101,16 @@ class Lift(nn.Module):
         """Features at ``2 ** iterations`` times the resolution.
 
         Args:
-            images: ``(B, 3, H, W)``, the normalised images that fed the ViT.
-            features: ``(B, C, h, w)``, its features, not normalised.
-            stride_px: Distance of neighbouring cells in pixels of ``images``; the patch by default.
-            iterations: How often to apply the network, each time to its own output.
+            images: ``(B, 3, H, W)``, the normalized input of the ViT.
+            features: ``(B, C, h, w)``, its features, not normalized.
+            stride_px: Distance of neighboring cells in pixels of ``images``; the patch by default.
+            iterations: Number of passes; each but the first is applied to the output of the previous one.
 
         Returns:
             ``(B, C, h * 2**n, w * 2**n)``; cell ``(2i, 2j)`` is the upper left quarter of cell ``(i, j)``.
 
         Raises:
-            ValueError: Shapes that do not belong together, or no iteration.
+            ValueError: Shapes that do not fit together, or no iteration.
         """
         stride = float(self.patch_px if stride_px is None else stride_px)
         offset = self.patch_px / 2
@@ -134,10 +134,10 @@ class Lift(nn.Module):
         """The image branch on the doubled and on the original grid.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised.
+            images: ``(B, 3, H, W)``, normalized.
             grid_hw: The original grid's rows and columns.
             stride_px: Distance of its cells in pixels.
-            offset_px: Position of the centre of its first cell in pixels (continuous, pixel 0 is [0, 1)).
+            offset_px: Position of the center of its first cell in pixels (continuous, pixel 0 is [0, 1)).
 
         Returns:
             ``(B, 32, 2h, 2w)`` and ``(B, 32, h, w)``.
@@ -145,7 +145,7 @@ class Lift(nn.Module):
         shift = BRANCH_SHIFT_PX if self.exact_geometry else 0.0
         step = stride_px / self.cell_px
         for axis in (0, 1):
-            # Branch pixel j is centred at j + 0.5 and the first cell's centre at cell_px / 2.
+            # Branch pixel j is centered at j + 0.5 and the first cell's center at cell_px / 2.
             first = offset_px + (0.5 + shift - self.cell_px / 2) * step
             images = resample_axis(images, axis - 2, grid_hw[axis] * self.cell_px, first, step)
         if images.is_cpu:
@@ -195,8 +195,8 @@ def _halving(in_channels: int) -> list[nn.Module]:
 def _between_cells(maps: Tensor) -> Tensor:
     """``maps`` half a cell further right and down: the mean of each 2x2 block, the border repeated.
 
-    The stride-2 convolution that follows is centred on every second cell; half a cell further is the middle of
-    the two cells it has to stand for.
+    The stride-2 convolution that follows is centered on every second cell; half a cell further is the middle
+    between the two cells that it covers.
     """
     # Joined by hand: the gradient of replicate padding is not deterministic on CUDA.
     maps = torch.cat([maps, maps[..., -1:]], dim=-1)
@@ -211,7 +211,7 @@ def resample_axis(values: Tensor, dim: int, size: int, first: float, step: float
         values: Any shape, floating point.
         dim: The axis.
         size: Number of positions.
-        first: The first position, continuous: the centre of element ``i`` is at ``i + 0.5``.
+        first: The first position, continuous: the center of element ``i`` is at ``i + 0.5``.
         step: Distance between positions in elements.
 
     Returns:

@@ -1,11 +1,11 @@
-"""Singular-defect directions: where the weights of a ViT push tokens, block by block.
+"""Singular-defect directions: the directions in which the weights of a ViT stretch tokens, block by block.
 
-A few tokens of a large ViT leave the manifold of the rest: their norm is many times larger, and they all point
-the same way, whatever the image. That way is a property of the weights. Linearise every block around the
+A few tokens of a large ViT leave the manifold of the rest: their norm is many times larger, and they all have the
+same direction, whatever the image. That direction is a property of the weights. Linearize every block around the
 residual stream; the leading left singular vector of the product of the first ``i + 1`` blocks is the direction
-into which the stream behind block ``i`` is stretched most, and defective tokens line up with it.
+into which the stream after block ``i`` is stretched most, and defective tokens are aligned with it.
 
-With N the width, P = I - 11'/N (LayerNorm's centring; its division is left out) and every bias of the residual
+With N the width, P = I - 11'/N (LayerNorm's centring; its division is omitted) and every bias of the residual
 stream ignored:
 
 * attention, its softmax replaced by the identity: A = I + diag(ls1) W_proj W_v diag(norm1) P
@@ -14,7 +14,7 @@ stream ignored:
 
 Source: Wang, Zhang, Salzmann, SINDER: Repairing the Singular Defects of DINOv2, ECCV 2024, the linear
 approximation of the network.
-Differs from the reference: MLPs with one branch (GELU) are linearised the same way as SwiGLU, and the linear fit
+Differs from the reference: MLPs with one branch (GELU) are linearized the same way as SwiGLU, and the linear fit
 can be its exact expectation, which the regression on random samples approaches.
 """
 
@@ -32,7 +32,7 @@ from pipeline.core.errors import ConfigError
 Fit = Literal["sampled", "exact"]
 
 DEFAULT_SAMPLES = 100_000
-"""Samples of x ~ N(0, I) behind the regression, as in the reference."""
+"""Samples of x ~ N(0, I) of the regression, as in the reference."""
 
 _SAMPLES_PER_CHUNK = 4096
 _QUADRATURE_NODES = 128
@@ -41,27 +41,27 @@ _QUADRATURE_NODES = 128
 def defect_directions(
     blocks: Sequence[nn.Module], *, fit: Fit = "sampled", samples: int = DEFAULT_SAMPLES, seed: int = 0
 ) -> Tensor:
-    """The singular-defect direction behind every block.
+    """The singular-defect direction after every block.
 
     Args:
         blocks: The pre-norm transformer blocks of a timm ViT, from the first one on.
-        fit: How the MLP's hidden map is made linear: ``sampled`` regresses on random inputs (the reference),
+        fit: How the MLP's hidden map is linearized: ``sampled`` regresses on random inputs (the reference),
             ``exact`` takes the expectation of the same fit in closed form: no noise, and much faster.
         samples: Number of random inputs of the ``sampled`` fit.
         seed: Their seed; the same seed gives the same directions.
 
     Returns:
-        float32 ``(len(blocks), C)`` on the CPU: unit vectors whose sign means nothing.
+        float32 ``(len(blocks), C)`` on the CPU: unit vectors of arbitrary sign.
 
     Raises:
-        ConfigError: A block is not of the form that can be linearised, or there are fewer samples than
+        ConfigError: A block cannot be linearized, or there are fewer samples than
             channels.
     """
     generator = torch.Generator().manual_seed(seed)
     product: Tensor | None = None
     directions = []
     for block in blocks:
-        matrix = linearise_block(block, fit=fit, samples=samples, generator=generator)
+        matrix = linearize_block(block, fit=fit, samples=samples, generator=generator)
         product = matrix if product is None else matrix @ product
         # Only the direction matters: the rescaling keeps forty stretching blocks inside float32.
         product = product / product.norm() * product.shape[0] ** 0.5
@@ -70,7 +70,7 @@ def defect_directions(
 
 
 @torch.no_grad()
-def linearise_block(block: nn.Module, *, fit: Fit, samples: int, generator: torch.Generator) -> Tensor:
+def linearize_block(block: nn.Module, *, fit: Fit, samples: int, generator: torch.Generator) -> Tensor:
     """The matrix E = C A of one block, float32 ``(C, C)`` on the CPU.
 
     Raises:
@@ -78,7 +78,7 @@ def linearise_block(block: nn.Module, *, fit: Fit, samples: int, generator: torc
     """
     value, projection = _attention_weights(block)
     width = value.shape[1]
-    centre = torch.eye(width) - 1.0 / width
+    center = torch.eye(width) - 1.0 / width
     attention = _scaled(block, "ls1", "gamma_1", projection @ value) * _norm_weight(block, "norm1", width)
     mlp = _part(block, "mlp")
     out = _weight(_part(mlp, "fc2"))
@@ -88,14 +88,14 @@ def linearise_block(block: nn.Module, *, fit: Fit, samples: int, generator: torc
         hidden = sampled_fit(mlp, samples=samples, generator=generator)
     feed_forward = _scaled(block, "ls2", "gamma_2", out @ hidden) * _norm_weight(block, "norm2", width)
     identity = torch.eye(width)
-    matrix: Tensor = (identity + feed_forward @ centre) @ (identity + attention @ centre)
+    matrix: Tensor = (identity + feed_forward @ center) @ (identity + attention @ center)
     return matrix
 
 
 def sampled_fit(mlp: nn.Module, *, samples: int, generator: torch.Generator) -> Tensor:
     """Least-squares linear fit (no intercept) of an MLP's hidden map on ``samples`` draws of N(0, I).
 
-    The hidden map is everything before the MLP's last layer, so one code serves GELU and gated MLPs.
+    The hidden map is everything before the MLP's last layer, so the code is the same for GELU and gated MLPs.
 
     Returns:
         L, float32 ``(hidden, C)``: hidden(x) ~ L x.
@@ -119,7 +119,7 @@ def sampled_fit(mlp: nn.Module, *, samples: int, generator: torch.Generator) -> 
 
 
 def expected_fit(mlp: nn.Module) -> Tensor:
-    """The fit that :func:`sampled_fit` tends to as the samples grow, in closed form.
+    """The limit of :func:`sampled_fit` for many samples, in closed form.
 
     For x ~ N(0, I) the fit without intercept is E[h(x) x'], and by Stein's lemma that is E of h's Jacobian: row
     ``j`` is E[act'(z_j)] w_j for a plain MLP (z_j = w_j x + b_j), and E[act'(u_j) v_j] a_j + E[act(u_j)] c_j for
@@ -130,7 +130,7 @@ def expected_fit(mlp: nn.Module) -> Tensor:
         L, float32 ``(hidden, C)``.
 
     Raises:
-        ConfigError: The MLP normalises its hidden units, for which there is no closed form.
+        ConfigError: The MLP normalizes its hidden units, for which there is no closed form.
     """
     if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
         raise ConfigError("an MLP with a norm inside has no closed-form linear fit: use fit='sampled'")
@@ -152,7 +152,7 @@ def expected_fit(mlp: nn.Module) -> Tensor:
 
 
 def _hidden(mlp: nn.Module, inputs: Tensor) -> Tensor:
-    """What reaches the MLP's last layer, taken by a hook so that any MLP's own code is run."""
+    """The input of the MLP's last layer, read by a hook so that any MLP's own code runs."""
     caught: list[Tensor] = []
     handle = _part(mlp, "fc2").register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     try:

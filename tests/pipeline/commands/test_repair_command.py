@@ -123,7 +123,7 @@ def test_an_unreadable_image_is_named_and_skipped(
 ) -> None:
     (job["images"] / "broken.jpg").write_bytes(b"no image")
     assert repair(job, "--iterations", "6", "--survey", "5") == 0
-    assert "broken.jpg: cannot read the image" in capsys.readouterr().err
+    assert "broken.jpg: cannot be read as an image" in capsys.readouterr().err
     for path in job["images"].glob("*.png"):
         path.unlink()
     assert repair(job, "--overwrite") == 2

@@ -53,10 +53,10 @@ def test_the_command_writes_a_lift_that_says_what_it_is_for_and_ends_the_same_wh
         (["--size", "120"], "nearest: 112"),
         (["--size", "56"], "at least 112"),
         (["--output", "lift.pth"], "must end in .safetensors"),
-        (["--held-out", "5"], "cannot give 5 for validation"),
+        (["--held-out", "5"], "too few for 5 validation images"),
     ],
 )
-def test_bad_options_end_with_2_and_the_mend(
+def test_bad_options_end_with_2_and_what_to_do(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
 ) -> None:
     assert run_pipeline.main([*_arguments(images, tmp_path / "lift.safetensors"), *changes]) == 2

@@ -24,8 +24,8 @@ def test_the_start_interpolates_like_bilinear_away_from_the_border() -> None:
         found = model.eval()(torch.randn(6, 3, 196, 196), features)
     expected = F.interpolate(features, scale_factor=2, mode="bilinear")
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
-    centred = features.mean(dim=(0, 2, 3)).view(1, -1, 1, 1)
-    cosine = F.cosine_similarity((found - centred)[inner], (expected - centred)[inner], dim=1)
+    centered = features.mean(dim=(0, 2, 3)).view(1, -1, 1, 1)
+    cosine = F.cosine_similarity((found - centered)[inner], (expected - centered)[inner], dim=1)
     assert cosine.mean() > 0.97
 
 
@@ -47,7 +47,7 @@ def test_components_are_orthonormal_and_span_low_rank_features() -> None:
     features = _low_rank_features(5, 12)
     found = find_components(features, 5)
     torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(5), atol=1e-4, rtol=0)
-    centred = features - found.mean.view(1, -1, 1, 1)
-    projected = torch.einsum("bchw,ck,dk->bdhw", centred, found.basis, found.basis)
-    torch.testing.assert_close(projected, centred, atol=1e-3, rtol=1e-3)
+    centered = features - found.mean.view(1, -1, 1, 1)
+    projected = torch.einsum("bchw,ck,dk->bdhw", centered, found.basis, found.basis)
+    torch.testing.assert_close(projected, centered, atol=1e-3, rtol=1e-3)
     assert torch.all(found.deviation[:-1] >= found.deviation[1:])

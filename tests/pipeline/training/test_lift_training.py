@@ -67,7 +67,7 @@ def test_strided_scales_are_every_second_pixel_and_antialiased_ones_are_means() 
     assert torch.equal(strided[2], images[..., ::4, ::4])
     ramp = torch.arange(16.0).expand(1, 3, 16, 16)
     smooth = make_scales(ramp, "antialiased")
-    # The position of a pixel's centre is kept: pixel j of the half size covers pixels 2j and 2j + 1.
+    # The position of a pixel's center is kept: pixel j of the half size covers pixels 2j and 2j + 1.
     torch.testing.assert_close(smooth[1][0, 0, 0, 1:-1], (torch.arange(8.0) * 2 + 0.5)[1:-1])
     torch.testing.assert_close(smooth[2][0, 0, 0, 1:-1], (torch.arange(4.0) * 4 + 1.5)[1:-1])
 

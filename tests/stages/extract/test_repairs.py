@@ -59,7 +59,7 @@ def test_indices_of_one_run_given_to_another_drop_the_same() -> None:
     assert second.report()["high_variance"]["source"] == "given"
 
 
-def test_normalisation_sees_the_channels_that_are_left() -> None:
+def test_normalization_sees_the_channels_that_are_left() -> None:
     packets = list(make_extractor(drop_high_variance=50, normalize=True)(make_frames(4)))
     norms = stack(packets).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))

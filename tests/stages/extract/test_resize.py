@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.core.errors import ConfigError
-from stages.extract.resize import ResizeMethod, model_input_size, resize_image
+from stages.extract.resize import ResizeMethod, bound_input_size, count_cells, model_input_size, resize_image
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_area_is_the_mean_of_the_covered_pixels() -> None:
 
 
 def test_plain_bilinear_skips_pixels_and_antialiased_does_not() -> None:
-    # One white row in sixteen: four-tap bilinear at half-pixel centres reads rows 7 and 8 only.
+    # One white row in sixteen: four-tap bilinear at half-pixel centers reads rows 7 and 8 only.
     image = np.zeros((16, 16, 3), np.uint8)
     image[2] = 255
     assert resize_image(image, (1, 16), "cv2_bilinear").max() == 0
@@ -63,3 +63,25 @@ def test_pillow_methods_are_pillows_own() -> None:
 def test_the_right_size_is_not_touched() -> None:
     image = np.zeros((14, 28, 3), np.uint8)
     assert resize_image(image, (14, 28), "lanczos") is image
+
+
+@pytest.mark.parametrize("image_hw", [(1080, 1920), (480, 640), (1080, 2520), (2160, 3840), (1920, 1080)])
+@pytest.mark.parametrize("short_side", [280, 476, 720])
+def test_ordinary_videos_are_not_bounded(image_hw: tuple[int, int], short_side: int) -> None:
+    wanted = model_input_size(image_hw, short_side, 14)
+    assert bound_input_size(wanted, 14, 14, 16384) == wanted
+
+
+@pytest.mark.parametrize("size_hw", [(280, 112000), (112000, 280), (14, 700000), (14, 14), (4200, 5600)])
+@pytest.mark.parametrize("stride", [14, 7, 2])
+@pytest.mark.parametrize("max_cells", [16384, 1000, 1])
+def test_a_bounded_input_keeps_the_bound_whole_patches_and_its_orientation(
+    size_hw: tuple[int, int], stride: int, max_cells: int
+) -> None:
+    height, width = bound_input_size(size_hw, 14, stride, max_cells)
+    assert min(height, width) >= 14
+    assert (height % 14, width % 14) == (0, 0)
+    assert count_cells((height, width), 14, stride) <= max_cells
+    assert (height <= size_hw[0], width <= size_hw[1]) == (True, True)
+    if min(height, width) > 42:
+        assert height / width == pytest.approx(size_hw[0] / size_hw[1], rel=0.4)

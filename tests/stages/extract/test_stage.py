@@ -69,7 +69,7 @@ def test_at_most_one_batch_is_taken_ahead() -> None:
     assert taken == [0, 1, 2, 3]
 
 
-def test_values_are_those_of_the_backbone_on_the_normalised_image() -> None:
+def test_values_are_those_of_the_backbone_on_the_normalized_image() -> None:
     source = frames(1, (32, 48))  # the model's own size: no resizing
     backbone = tiny()
     _, (packet,) = run(source, backbone, facets=["key@1", "token@1:norm"], saliency="cls_attention", cls="facet")
@@ -141,13 +141,13 @@ def test_saliency_and_cls_can_be_left_out() -> None:
     assert features_of(packet).cls is None
 
 
-def test_normalised_features_have_length_one() -> None:
+def test_normalized_features_have_length_one() -> None:
     _, (packet,) = run(frames(1), normalize=True, facets=["key@1", "token@0"])
     for values in (features_of(packet).data, features_of(packet).extra["token@0"]):
         torch.testing.assert_close(values.norm(dim=0), torch.ones(2, 3))
 
 
-def test_log_bins_are_added_behind_the_backbone() -> None:
+def test_log_bins_are_added_after_the_backbone() -> None:
     _, (plain,) = run(frames(1))
     _, (binned,) = run(frames(1), log_bins=2)
     torch.testing.assert_close(features_of(binned).data, log_bin(features_of(plain).data))
@@ -224,6 +224,9 @@ def test_the_report_is_json_ready() -> None:
         ({"resize": "nearest"}, "resize"),
         ({"batch_size": 0}, "batch_size"),
         ({"std_r": 0}, "std_r"),
+        ({"input_hw": [14, 16]}, "at least 16 px per side"),
+        ({"input_hw": [1600, 3200]}, "more than extract.max_cells"),
+        ({"max_cells": 0}, "max_cells"),
     ],
 )
 def test_bad_settings_say_what_is_valid(settings: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Feature pictures: one colour for one descriptor, in every frame."""
+"""Feature pictures: one color for one descriptor, in every frame."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_the_basis_is_that_of_all_frames_together(first: int) -> None:
     torch.testing.assert_close(cosines, torch.ones(3), atol=1e-4, rtol=0)
 
 
-def test_a_descriptor_has_one_colour_whatever_its_frame() -> None:
+def test_a_descriptor_has_one_color_whatever_its_frame() -> None:
     pca = fitted()
     first, other = maps()[0], maps()[1].clone()
     other[:, 2, 3] = first[:, 1, 1]
     torch.testing.assert_close(pca.colors(first)[:, 1, 1], pca.colors(other)[:, 2, 3])
 
 
-def test_colours_are_in_range_and_use_it() -> None:
+def test_colors_are_in_range_and_use_it() -> None:
     colors = torch.stack([fitted().colors(data) for data in maps()])
     assert colors.min() == 0
     assert colors.max() == 1
@@ -72,9 +72,9 @@ def test_norms_share_one_range() -> None:
     assert set(norms.values(torch.ones(9, 2, 2) * 8).flatten().tolist()) == {1.0}
 
 
-def test_the_descriptor_at_a_cell_centre_is_that_cells() -> None:
+def test_the_descriptor_at_a_cell_center_is_that_cells() -> None:
     features = Features(maps()[0], GRID)
-    # The centre of cell (2, 4) is at 45, 25 in continuous coordinates, between pixels 44 and 45.
+    # The center of cell (2, 4) is at 45, 25 in continuous coordinates, between pixels 44 and 45.
     found = views.descriptor_at(features, (44.5, 24.5))
     expected = torch.nn.functional.normalize(features.data[:, 2, 4], dim=0)
     torch.testing.assert_close(found, expected)

@@ -25,17 +25,17 @@ def weights_along(out: int, source: int, factor: float, *, antialias: bool) -> T
     a = -0.5 if antialias else -0.75
     matrix = torch.zeros(out, source, dtype=torch.float64)
     for i in range(out):
-        centre = (i + 0.5) / factor - 0.5
+        center = (i + 0.5) / factor - 0.5
         if antialias:
-            taps = [j for j in range(source) if abs(j - centre) < 2 * support]
-            raw = [cubic((j - centre) / support, a) for j in taps]
-            # Filters that reach over the border are cut and normalised again.
+            taps = [j for j in range(source) if abs(j - center) < 2 * support]
+            raw = [cubic((j - center) / support, a) for j in taps]
+            # Filters that reach over the border are cut and normalized again.
             for j, value in zip(taps, raw, strict=True):
                 matrix[i, j] += value / sum(raw)
         else:
-            first = math.floor(centre) - 1
+            first = math.floor(center) - 1
             for j in range(first, first + 4):
-                matrix[i, min(max(j, 0), source - 1)] += cubic(j - centre, a)
+                matrix[i, min(max(j, 0), source - 1)] += cubic(j - center, a)
     return matrix
 
 

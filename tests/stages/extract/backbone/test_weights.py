@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -150,7 +151,7 @@ def test_safetensors_in_half_precision_load(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.vit.cls_token, original.vit.cls_token, atol=1e-3, rtol=1e-3)
 
 
-def test_another_pretraining_size_is_taken_over(tmp_path: Path) -> None:
+def test_another_pretraining_size_is_accepted(tmp_path: Path) -> None:
     state = state_of(reference("dino_vits16"))
     state["pos_embed"] = torch.randn(1, 1 + 24 * 24, 96)
     save_file(state, tmp_path / "large.safetensors")
@@ -197,6 +198,63 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
         weights.read_weights(path)
 
 
+def test_a_cyclic_file_is_refused(tmp_path: Path) -> None:
+    cyclic: dict[str, Any] = {"epoch": 1}
+    cyclic["model"] = {"state_dict": cyclic}
+    torch.save(cyclic, tmp_path / "cyclic.pth")
+    with pytest.raises(WeightsError, match="cyclic.pth: holds no tensors"):
+        weights.read_weights(tmp_path / "cyclic.pth")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(3, 3).to_sparse(),
+        torch.zeros(96, dtype=torch.complex64),
+        torch.zeros(()),
+    ],
+    ids=["sparse", "complex", "scalar"],
+)
+def test_tensors_of_another_kind_are_refused(tmp_path: Path, value: Tensor) -> None:
+    state = state_of(reference("dino_vits16"))
+    state["norm.weight"] = value
+    torch.save(state, tmp_path / "kind.pth")
+    with pytest.raises(WeightsError, match="norm.weight"):
+        load("dino_vits16", tmp_path / "kind.pth")
+
+
+def test_registers_without_a_position_embedding_are_refused(tmp_path: Path) -> None:
+    torch.save({"register_tokens": torch.zeros(1, 4, 96)}, tmp_path / "half.pth")
+    with pytest.raises(WeightsError, match="not in the layout 'dinov2_reg'"):
+        load("dinov2_vits14_reg", tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_end_in_one_clear_error(tmp_path: Path, suffix: str) -> None:
+    original = tmp_path / f"whole{suffix}"
+    tensors = {"a": torch.arange(40.0), "b": torch.zeros(2, 3)}
+    if suffix == ".pth":
+        torch.save(tensors, original)
+    else:
+        save_file(tensors, original)
+    content, messages = original.read_bytes(), list[str]()
+    random = np.random.default_rng(0)
+    for turn in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(damaged), 1 + turn % 8):
+            damaged[place] = random.integers(0, 256)
+        if turn % 3 == 0:
+            del damaged[int(random.integers(0, len(damaged))) :]
+        path = tmp_path / f"damaged{suffix}"
+        path.write_bytes(damaged)
+        try:
+            weights.read_weights(path)
+        except WeightsError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert all("\n" not in message and f"damaged{suffix}: " in message for message in messages)
+
+
 def test_a_missing_file_and_a_file_without_tensors_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such weights file"):
         weights.read_weights(tmp_path / "absent.pth")
@@ -233,7 +291,7 @@ def test_every_entry_names_a_timm_model_and_its_weights(entry: BackboneEntry) ->
         assert config.std == entry.std
 
 
-def test_a_hub_that_cannot_be_reached_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     def offline(*_: object, **__: object) -> None:

@@ -104,9 +104,7 @@ def test_other_files_are_refused(tmp_path: Path, saved: Path) -> None:
     tensors["up1.up.bias"] = torch.zeros(3)
     del tensors["image_convs_2.0.bias"]
     save_file(tensors, bare, metadata=OWN.to_header())
-    with pytest.raises(
-        WeightsError, match=r"1 of another shape \(up1.up.bias \(3,\) .*1 missing \(image_convs_2.0.bias\)"
-    ):
+    with pytest.raises(WeightsError, match=r"shape \(up1.up.bias \(3,\) .*1 missing \(image_convs_2.0.bias\)"):
         load_lift(bare)
 
 

@@ -131,7 +131,7 @@ def test_folding_batch_norms_changes_nothing_but_the_layers() -> None:
 
 
 def _centroid_branch(patch_px: int) -> Lift:
-    """A LiFT whose image branch only averages: every kernel is a centred, symmetric tent of sum 1."""
+    """A LiFT whose image branch only averages: every kernel is a centered, symmetric tent of sum 1."""
     module = Lift(8, patch_px=patch_px).eval()
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -162,7 +162,7 @@ def _branch_on_ramp(module: Lift, height: int, width: int, stride: float, axis: 
 def test_the_image_branch_reports_positions_of_the_cells_it_is_joined_to(
     patch_px: int, stride: float, axis: int
 ) -> None:
-    # A linear image read through symmetric kernels gives each output the position it is centred on. Max pooling
+    # A linear image read through symmetric kernels gives each output the position it is centered on. Max pooling
     # takes the further of two outputs, 2 px beyond their middle at 16 px a cell.
     module = _centroid_branch(patch_px)
     fine, coarse = _branch_on_ramp(module, 15 * patch_px, 12 * patch_px, stride, axis)

@@ -38,7 +38,7 @@ def tokens_with_outliers(cells: list[tuple[int, int]], seed: int = 0, size: int 
 
 
 def naive_target(tokens: Tensor, scores: Tensor, row: int, column: int, gaussian: list[list[int]]) -> Tensor:
-    """The learning target of one token, cell by cell, normalised twice as published."""
+    """The learning target of one token, cell by cell, normalized twice as published."""
     reach = len(gaussian) // 2
     cells = [(dr, dc) for dr in range(-reach, reach + 1) for dc in range(-reach, reach + 1)]
     weights = {cell: math.exp(-float(scores[row + cell[0], column + cell[1]]) / 0.1) for cell in cells}

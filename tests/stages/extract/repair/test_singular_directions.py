@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pipeline.core.torchvision_ops  # noqa: F401  (before timm)
 from pipeline.core.errors import ConfigError
-from stages.extract.repair.singular_directions import defect_directions, expected_fit, linearise_block, sampled_fit
+from stages.extract.repair.singular_directions import defect_directions, expected_fit, linearize_block, sampled_fit
 
 timm = pytest.importorskip("timm")
 from timm.layers import GluMlp, Mlp, SwiGLU, SwiGLUPacked  # noqa: E402
@@ -90,15 +90,15 @@ def test_exact_fit_of_a_gelu_unit_has_its_known_slope() -> None:
     assert expected_fit(mlp).item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_block_is_linearised_as_the_paper_writes_it() -> None:
+def test_a_block_is_linearized_as_the_paper_writes_it() -> None:
     block: Any = make_block()
-    found = linearise_block(block, fit="exact", samples=0, generator=torch.Generator())
+    found = linearize_block(block, fit="exact", samples=0, generator=torch.Generator())
     identity, ones = torch.eye(WIDTH), torch.ones(WIDTH, WIDTH)
-    centre = identity - ones / WIDTH
+    center = identity - ones / WIDTH
     value = block.attn.qkv.weight[2 * WIDTH :]
     attention = (
         identity
-        + torch.diag(block.ls1.gamma) @ block.attn.proj.weight @ value @ torch.diag(block.norm1.weight) @ centre
+        + torch.diag(block.ls1.gamma) @ block.attn.proj.weight @ value @ torch.diag(block.norm1.weight) @ center
     )
     mlp = (
         identity
@@ -106,7 +106,7 @@ def test_a_block_is_linearised_as_the_paper_writes_it() -> None:
         @ block.mlp.fc2.weight
         @ expected_fit(block.mlp)
         @ torch.diag(block.norm2.weight)
-        @ centre
+        @ center
     )
     torch.testing.assert_close(found, (mlp @ attention).detach(), rtol=1e-5, atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_directions_lead_the_product_of_the_blocks_so_far(mlp_layer: Any) -> Non
     found = defect_directions(blocks, fit="exact")
     product = torch.eye(WIDTH, dtype=torch.float64)
     for block, direction in zip(blocks, found, strict=True):
-        matrix = linearise_block(block, fit="exact", samples=0, generator=torch.Generator())
+        matrix = linearize_block(block, fit="exact", samples=0, generator=torch.Generator())
         product = matrix.double() @ product
         values, vectors = torch.linalg.eigh(product @ product.T)
         assert values[-1] > values[-2]
