@@ -140,7 +140,7 @@ def whole_video(path: Path, config: WriteConfig, frame_rate: Fraction) -> Iterat
     Raises:
         OutputError: The video cannot be written.
     """
-    folder = path.with_name(f".{path.name}.partial")
+    folder = path.with_name(f".{path.name}.segments")
     shutil.rmtree(folder, ignore_errors=True)
     video = SegmentedVideo(folder, config, frame_rate)
     try:
