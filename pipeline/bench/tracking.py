@@ -121,17 +121,12 @@ def _ours(task: Task, flow: FlowConfig, extractor: Extractor) -> BoxTable:
     """Our tracks of one sequence, through the flow with everything off that tracking does not need."""
     video = task.opened.video
     rate = float(video.frame_rate)
-    decode = flow.decode.model_copy(update={"every": task.step, "image_frame_rate": rate})
-    off = {name: getattr(flow, name).model_copy(update={"enabled": False}) for name in _UNNEEDED}
-    config = flow.model_copy(update={"decode": decode, **off})
+    config = flow.only("track", decode={"every": task.step, "image_frame_rate": rate})
     found, _ = to_detections(task.boxes, video.image_hw)
     by_index: dict[int, Detections] = {frame * task.step: boxes for frame, boxes in found.items()}
     packets = stream(video.path, config, detections=by_index, extractor=extractor)
     tracks = {p.index // task.step: [(t.track_id, t.xyxy) for t in p.tracks or ()] for p in packets}
     return from_tracks(tracks)
-
-
-_UNNEEDED = ("cosegment", "propagate", "annotate", "write")
 
 
 def other_trackers() -> dict[str, Method]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +15,6 @@ from pipeline.evaluation.box_sequences import BoxSequence
 from pipeline.flow import FlowConfig, stream
 from pipeline.formats.masks import load_masks
 from stages.extract import Extractor
-
-
-def only(flow: FlowConfig, stages: Sequence[str], decode: Mapping[str, Any]) -> FlowConfig:
-    """The config with extraction and the stages named on, every other off, and some values of decode set."""
-    optional = ("cosegment", "propagate", "track", "annotate", "write")
-    switched = {name: getattr(flow, name).model_copy(update={"enabled": name in stages}) for name in optional}
-    extract = flow.extract.model_copy(update={"enabled": True})
-    return flow.model_copy(
-        update={**switched, "extract": extract, "decode": flow.decode.model_copy(update=dict(decode))}
-    )
 
 
 def packets_of(
@@ -41,7 +30,8 @@ def packets_of(
 ) -> Iterator[Packet]:
     """A labeled video through the flow, with a progress bar on stderr."""
     video = sequence.video
-    config = only(flow, stages, {"every": every, "image_frame_rate": float(video.frame_rate)})
+    decode = {"every": every, "image_frame_rate": float(video.frame_rate)}
+    config = flow.only("extract", *stages, decode=decode)
     packets = stream(
         video.path, config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
     )

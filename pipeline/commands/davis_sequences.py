@@ -1,7 +1,8 @@
 """Running the flow over DAVIS sequences and writing index masks in the official layout.
 
 The masks of a sequence are written to a hidden folder and moved to their place when all are there, together with a
-record of the config they were made with: a run that was interrupted goes on after the last complete sequence.
+record of the config they were made with. A run that was interrupted goes on after the last checkpoint of the sequence
+it was in.
 """
 
 from __future__ import annotations
@@ -9,15 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import OutputError
-from pipeline.core.files import write_json_whole
-from pipeline.core.runner import Pipeline
-from pipeline.flow import FlowConfig, chain, make_stages
+from pipeline.core.errors import CheckpointError, DamagedError, OutputError
+from pipeline.core.files import path_inside, write_json_whole
+from pipeline.flow import FlowConfig, RunResult, run
 from pipeline.formats.davis import DavisSequence, results_missing
 from pipeline.run_record import describe_statistics, peak_memory_bytes
 from stages.extract import Extractor
@@ -31,12 +30,8 @@ FPS_SCOPE = (
 
 def davis_config(config: FlowConfig) -> FlowConfig:
     """The config with the stages switched off that DAVIS does not need, and only masks written."""
-    unused = ("cosegment", "track", "annotate")
-    off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in unused}
-    write = config.write.model_copy(
-        update={"enabled": True, "masks": True, "annotated_video": False, "parts": False, "tracks": False}
-    )
-    return config.model_copy(update={**off, "write": write})
+    masks_only = {"masks": True, "annotated_video": False, "parts": False, "tracks": False, "objects": False}
+    return config.only("propagate", "write", write=masks_only)
 
 
 def fingerprint(config: FlowConfig) -> str:
@@ -67,6 +62,7 @@ def run_sequences(
 
     Raises:
         OutputError: A sequence is finished already, but with another config.
+        DamagedError: Frames of a sequence could not be decoded.
     """
     key = fingerprint(config)
     # All are checked before any is run, so that a folder of another config fails at once.
@@ -95,7 +91,7 @@ def finished_record(
     Raises:
         OutputError: It has masks of another config or without a record.
     """
-    folder = output / sequence.name
+    folder = path_inside(output, sequence.name)
     if overwrite or not folder.is_dir():
         return None
     try:
@@ -112,7 +108,7 @@ def finished_record(
 
 def summarize_timing(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Frames a second over all sequences, with its scope, and the highest memory any process of them had."""
-    frames = sum(record["frames"] for record in records.values())
+    frames = sum(record["frames"] - record.get("resumed_at", 0) for record in records.values())
     seconds = sum(record["seconds"] for record in records.values())
     return {
         "frames": frames,
@@ -131,33 +127,38 @@ def _run_sequence(
     extractor: Extractor,
     progress: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    partial = output / _RECORDS / f"{sequence.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    stages = make_stages(
-        sequence.frames_dir, config, masks={0: sequence.first_mask()}, output=partial, extractor=extractor
-    )
-    started = time.perf_counter()
-    pipe = Pipeline(config.queue_depth)
-    with pipe:
-        for _ in chain(pipe, stages):
-            progress(sequence.name, 1)
-    seconds = time.perf_counter() - started
-    folder = output / sequence.name
+    partial = path_inside(output, _RECORDS, f"{sequence.name}.partial")
+
+    def resume() -> RunResult:
+        return run(
+            sequence.frames_dir, partial, config, masks={0: sequence.first_mask()}, extractor=extractor,
+            resume=True, on_packet=lambda packet: progress(sequence.name, 1),
+        )  # fmt: skip
+
+    try:
+        result = resume()
+    except CheckpointError:
+        # The unfinished run has another config, or its checkpoint is damaged.
+        shutil.rmtree(partial)
+        result = resume()
+    if result.status != "done":
+        raise DamagedError(f"{sequence.name}: {result.problem}")
+    folder = path_inside(output, sequence.name)
     if folder.exists():
         shutil.rmtree(folder)
     (partial / "masks").rename(folder)
     shutil.rmtree(partial)
     return {
         "frames": len(sequence.frame_names),
-        "seconds": round(seconds, 3),
-        "fps": round(len(sequence.frame_names) / seconds, 3),
+        "resumed_at": result.resumed_at,
+        "seconds": round(result.seconds, 3),
+        "fps": round((result.frames - result.resumed_at) / result.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
-        "stages": describe_statistics(pipe.statistics),
-        "propagate": stages.reports().get("propagate"),
-        "warnings": stages.warnings(),
+        "stages": describe_statistics(result.statistics),
+        "propagate": result.reports.get("propagate"),
+        "warnings": result.warnings,
     }
 
 
 def _record_path(output: Path, sequence: DavisSequence) -> Path:
-    return output / _RECORDS / f"{sequence.name}.json"
+    return path_inside(output, _RECORDS, f"{sequence.name}.json")
