@@ -1,8 +1,8 @@
 """Running the flow over DAVIS sequences and writing index masks in the official layout.
 
 The masks of a sequence are written to a hidden folder and moved to their place when all are there, together with a
-record of the config they were made with. A run that was interrupted goes on after the last checkpoint of the sequence
-it was in.
+record of the config they were made with. A run that was interrupted goes on after its last checkpoint, within a
+sequence too.
 """
 
 from __future__ import annotations

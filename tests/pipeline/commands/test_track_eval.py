@@ -154,7 +154,7 @@ def test_a_sequence_without_truth_is_tracked_and_not_scored(
         pytest.param(
             lambda root: root / "squares" / "img1", "not a MOT sequence|no MOT sequence", id="no sequence"
         ),
-        pytest.param(lambda root: root / "nowhere", "no folder", id="no folder"),
+        pytest.param(lambda root: root / "nowhere", "is not a folder", id="not a folder"),
     ],
 )
 def test_a_root_without_sequences_is_named(
