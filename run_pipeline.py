@@ -1,10 +1,8 @@
 """The command line of liftstream; see :mod:`pipeline.commands.cli`."""
 
-import sys
+from pipeline.commands.cli import COMMANDS, main, main_and_exit
 
-from pipeline.commands.cli import COMMANDS, main
-
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "main_and_exit"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_and_exit()

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pipeline.assembly import FlowConfig, Stages
 from pipeline.core.checkpoint import Checkpointer, find_snapshot
 from pipeline.core.errors import InputError, LiftstreamError, OutputError, RunInterrupted, StageError, WriteError
-from pipeline.core.runner import Pipeline
+from pipeline.core.runner import STAGE_THREAD_PREFIX, Pipeline
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
 from stages.write.folder import CHECKPOINT
 
@@ -129,7 +129,7 @@ class Session:
         checkpoints = {"written": checkpointer.snapshots, "seconds": round(checkpointer.seconds, 3)}
         finished = status in ("done", "damaged")
         try:
-            if "stage-write" not in self.pipe.left_behind:
+            if f"{STAGE_THREAD_PREFIX}write" not in self.pipe.left_behind:
                 write.publish()
             write_record(result, stages.info, self._identity, checkpoints=checkpoints)
         except OutputError as error:

@@ -312,3 +312,46 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for name in run_pipeline.COMMANDS:
         assert name.split()[0] in shown
+
+
+SLOW_ANNOTATOR = """
+import time
+from stages.annotate import Annotator
+step = Annotator.step
+def slow(self, packet):
+    if packet.index == 4:
+        time.sleep(100)
+    return step(self, packet)
+Annotator.step = slow
+from pipeline.commands.cli import main_and_exit
+main_and_exit()
+"""
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+@pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
+def test_an_interrupt_ends_a_run_that_is_inside_one_long_computation(signals: int, tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "long.mp4", [pattern(i % 20) for i in range(40)], options={"preset": "ultrafast"}
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_ANNOTATOR, "run", str(path), "--output", str(tmp_path / "out"), *SMALL],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    masks = tmp_path / "out" / "long" / "masks"
+    deadline = time.monotonic() + 90
+    while not (masks.exists() and len(list(masks.glob("*.png"))) >= 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    record = json.loads((tmp_path / "out" / "long" / "run.json").read_text())
+    assert record["status"] in ("interrupted", "running")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 import warnings
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.core.errors import LiftstreamError
+from pipeline.core.runner import STAGE_THREAD_PREFIX
 
 
 class CommandEntry(NamedTuple):
@@ -113,6 +115,20 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def main_and_exit() -> NoReturn:
+    """Run the command line and end the process with its exit code.
+
+    A stage that an interrupt left behind in a long computation would hold up the interpreter's own way to end, so
+    the process then ends without it; everything is written and closed at that point.
+    """
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name.startswith(STAGE_THREAD_PREFIX) for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
 
 
 def _show_warning(

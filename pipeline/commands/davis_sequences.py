@@ -77,9 +77,8 @@ def run_sequences(
             continue
         extractor = extractor or Extractor(config.extract)
         record = _run_sequence(sequence, config, output, extractor, progress)
-        record["fingerprint"] = key
-        write_json_whole(_record_path(output, sequence), record)
-        records[sequence.name] = {**record, "resumed": False}
+        _publish(sequence, output, {**record, "fingerprint": key})
+        records[sequence.name] = {**record, "fingerprint": key, "resumed": False}
     return records
 
 
@@ -92,12 +91,16 @@ def finished_record(
         OutputError: It has masks of another config or without a record.
     """
     folder = path_inside(output, sequence.name)
-    if overwrite or not folder.is_dir():
+    if not folder.is_dir():
         return None
     try:
         record: dict[str, Any] = json.loads(_record_path(output, sequence).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
+    if overwrite and not record:
+        raise OutputError(f"{folder}: not written by liftstream, so it is not replaced; choose another --output")
+    if overwrite:
+        return None
     if record.get("fingerprint") != key:
         raise OutputError(
             f"{folder}: holds masks of {'another config' if record else 'unknown origin'}; "
@@ -127,7 +130,7 @@ def _run_sequence(
     extractor: Extractor,
     progress: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    partial = path_inside(output, _RECORDS, f"{sequence.name}.partial")
+    partial = _partial_path(output, sequence)
 
     def resume() -> RunResult:
         return run(
@@ -143,21 +146,35 @@ def _run_sequence(
         result = resume()
     if result.status != "done":
         raise DamagedError(f"{sequence.name}: {result.problem}")
-    folder = path_inside(output, sequence.name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    (partial / "masks").rename(folder)
-    shutil.rmtree(partial)
+    done = result.frames - result.resumed_at
     return {
         "frames": len(sequence.frame_names),
         "resumed_at": result.resumed_at,
         "seconds": round(result.seconds, 3),
-        "fps": round((result.frames - result.resumed_at) / result.seconds, 3),
+        "fps": round(done / result.seconds, 3) if result.seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "stages": describe_statistics(result.statistics),
         "propagate": result.reports.get("propagate"),
         "warnings": result.warnings,
     }
+
+
+def _publish(sequence: DavisSequence, output: Path, record: dict[str, Any]) -> None:
+    """Move the masks to their place. The record comes first: masks without one would belong to nobody."""
+    folder, partial = path_inside(output, sequence.name), _partial_path(output, sequence)
+    write_json_whole(_record_path(output, sequence), record, sync=True)
+    if folder.exists():
+        for name in sequence.frame_names:
+            path_inside(folder, f"{name}.png").unlink(missing_ok=True)
+        if any(folder.iterdir()):
+            raise OutputError(f"{folder}: holds files that are not masks of this sequence; move them elsewhere")
+        folder.rmdir()
+    (partial / "masks").rename(folder)
+    shutil.rmtree(partial)
+
+
+def _partial_path(output: Path, sequence: DavisSequence) -> Path:
+    return path_inside(output, _RECORDS, f"{sequence.name}.partial")
 
 
 def _record_path(output: Path, sequence: DavisSequence) -> Path:

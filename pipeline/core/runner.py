@@ -38,6 +38,9 @@ from pipeline.core.errors import StageError
 
 T = TypeVar("T")
 
+STAGE_THREAD_PREFIX = "stage-"
+"""How the names of stages' threads begin."""
+
 _JOIN_SECONDS = 120.0
 """How long leaving the pipeline waits for a stage that is inside one computation."""
 
@@ -123,7 +126,7 @@ class Pipeline:
         thread = threading.Thread(
             target=self._run_stage,
             args=(_Stage(items, queue, statistics, stage),),
-            name=f"stage-{name}",
+            name=f"{STAGE_THREAD_PREFIX}{name}",
             daemon=True,
         )
         self._threads.append(thread)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,49 @@ def test_a_run_scores_and_goes_on_where_it_stopped(root: Path, tmp_path: Path) -
 
     assert run(root, tmp_path, "--set", "propagate.top_k=3") == 2
     assert run(root, tmp_path, "--set", "propagate.top_k=3", "--overwrite") == 0
+
+
+def test_masks_that_no_run_wrote_are_never_replaced(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ball").mkdir()
+    (tmp_path / "ball" / "00000.png").write_bytes(b"an annotation")
+    assert run(root, tmp_path, "--overwrite", "--sequences", "ball") == 2
+    assert "not written by liftstream" in capfd.readouterr().err
+    assert (tmp_path / "ball" / "00000.png").read_bytes() == b"an annotation"
+
+
+@pytest.mark.parametrize("name", ["..", "../evil", "/tmp/evil", "."])
+def test_a_sequence_name_never_leads_out(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "keep.txt").write_text("mine")
+    assert run(root, tmp_path / "out", "--overwrite", "--sequences", name) == 2
+    assert capfd.readouterr().err.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == ["keep.txt"]
+
+
+def test_a_davis_run_that_is_killed_goes_on_within_the_sequence(root: Path, tmp_path: Path) -> None:
+    more = ["--set", "write.segment_frames=1", "--set", "write.checkpoint_frames=1"]
+    assert run(root, tmp_path / "whole", *more) == 0
+    settings = [part for value in TINY for part in ("--set", value)]
+    command = ["davis", "--root", str(root), "--year", "2017", "-o", str(tmp_path / "out"), *settings, *more]
+    process = subprocess.Popen(
+        [sys.executable, "run_pipeline.py", *command], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    partial = tmp_path / "out" / ".liftstream" / "cube.partial"
+    deadline = time.monotonic() + 90
+    while (
+        process.poll() is None and time.monotonic() < deadline and not (partial / "masks" / "00001.png").exists()
+    ):
+        time.sleep(0.002)
+    process.kill()
+    process.wait(30)
+    assert run(root, tmp_path / "out", *more) == 0
+    for mask in (tmp_path / "whole").glob("*/*.png"):
+        other = tmp_path / "out" / mask.relative_to(tmp_path / "whole")
+        assert other.read_bytes() == mask.read_bytes()
 
 
 def test_scoring_alone_agrees(root: Path, tmp_path: Path) -> None:
