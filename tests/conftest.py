@@ -45,7 +45,7 @@ class PlantedDefects:
 
     Attributes:
         backbone: Four blocks of ViT-Ti/16; block 1's MLP adds a multiple of ``direction`` to marked tokens.
-        images: Float32 ``(B, 3, 224, 224)``, normalised; five marked cells each.
+        images: Float32 ``(B, 3, 224, 224)``, normalized; five marked cells each.
         cells: Their rows and columns on the 14 x 14 grid.
         direction: Unit vector ``(192,)``.
     """

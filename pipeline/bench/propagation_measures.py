@@ -1,4 +1,4 @@
-"""Measuring windowed label propagation against a vectorised dense one, each in a process of its own."""
+"""Measuring windowed label propagation against a vectorized dense one, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def resident_bytes() -> int:
 
 
 def dense_labels(target: Tensor, contexts: Tensor, labels: Tensor, mask: Tensor, top_k: int) -> Tensor:
-    """The reference's way, vectorised: all affinities of all cells, masked, thresholded at the k-th, normalised.
+    """The reference's way, vectorized: all affinities of all cells, masked, thresholded at the k-th, normalized.
 
     Args:
         target: ``(C, hw)``.
@@ -126,7 +126,7 @@ def dense_labels(target: Tensor, contexts: Tensor, labels: Tensor, mask: Tensor,
 
 
 def make_inputs(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Random normalised features (channels last in memory) and soft labels."""
+    """Random normalized features (channels last in memory) and soft labels."""
     generator = torch.Generator().manual_seed(0)
 
     def features() -> Tensor:

@@ -144,7 +144,7 @@ def _survey(model: Backbone, directions: Tensor, job: _Job, sample: Sequence[int
 
 
 def _images(model: Backbone, job: _Job, order: Iterator[int]) -> Iterator[tuple[int, Tensor]]:
-    """Normalised crops ``(1, 3, S, S)`` with their index; files that cannot be read are skipped with a warning."""
+    """Normalized crops ``(1, 3, S, S)`` with their index; files that cannot be read are skipped with a warning."""
     size = job.size // model.patch_px * model.patch_px
     device = next(model.parameters()).device
     mean = torch.tensor(model.mean, device=device).view(1, 3, 1, 1)

@@ -27,7 +27,7 @@ class VideoInfo:
         path: The video file or the folder of images.
         height: Rows of a frame in pixels, after rotation.
         width: Columns of a frame in pixels, after rotation.
-        frame_rate: Nominal frames a second, as the container says it.
+        frame_rate: Nominal frames per second, as the container says.
         num_frames: Frames the container promises, None where it does not say.
         time_base: Unit of the presentation times in seconds.
         frame_names: For a folder of images, the names without suffix in order; empty for a video.
@@ -91,7 +91,7 @@ class Features:
     """Dense features of one frame.
 
     Attributes:
-        data: ``(C, h, w)`` on the model's device, not normalised.
+        data: ``(C, h, w)`` on the model's device, not normalized.
         grid: Where the cells lie on the frame.
         saliency: ``(h, w)`` in [0, 1], or None where the backbone gives none.
         cls: ``(C,)``, the CLS descriptor.
@@ -225,11 +225,11 @@ class Track:
     """One tracked box in one frame.
 
     Attributes:
-        track_id: Positive, stable for ever, never used twice.
+        track_id: Positive, never changes and is never used twice.
         xyxy: Left, top, right, bottom in frame pixels; continuous coordinates.
         score: Detection score, in [0, 1] for scores that are probabilities.
         category: Category name or number as text; empty where unknown.
-        embedding: float32 ``(C,)``, L2-normalised, or None.
+        embedding: float32 ``(C,)``, L2-normalized, or None.
         age: Frames since the track was born.
         time_since_update: Frames since its last detection; 0 when seen in this frame.
         confidence: For a box from a propagated mask, that mask's confidence; 1 otherwise.

@@ -1,4 +1,4 @@
-"""Runs generators side by side: one thread a stage, a bounded queue between two, one way to stop.
+"""Runs generators side by side: one thread per stage, a bounded queue between two, one way to stop.
 
 A stage is any iterable that pulls from the one before it. ``Pipeline.buffer`` gives it a thread and a queue
 of at most ``queue_depth`` items, and returns an iterator for the next stage to pull from::

@@ -4,7 +4,7 @@ Source: Amir et al. 2021, section 4 and supplement (https://arxiv.org/abs/2112.0
 of all images' descriptors, parts by clustering the foreground again, dense CRF, GrabCut, crops as augmentation,
 and a filter for images that do not belong.
 
-Differs from the reference: augmented images are marked, not recognised by name; all images come back in their
+Differs from the reference: augmented images are marked, not recognized by name; all images come back in their
 order, outliers with empty masks; without a salient cluster all masks are empty; the CRF's energies are
 interpolated, not nearest.
 """

@@ -37,7 +37,7 @@ class Batch:
     """A batch of views at all scales, largest first.
 
     Attributes:
-        images: Normalised ``(B, 3, S / 2, S / 2)`` and ``(B, 3, S / 4, S / 4)``.
+        images: Normalized ``(B, 3, S / 2, S / 2)`` and ``(B, 3, S / 4, S / 4)``.
         features: ``(B, C, h, w)`` of the three scales.
     """
 

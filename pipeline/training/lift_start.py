@@ -97,7 +97,7 @@ def start_as_bilinear(model: Lift, maps: Tensor) -> None:
 
 
 def _project(layer: nn.ConvTranspose2d, found: Components, count: int) -> None:
-    """Centred features on components of unit variance, the same in each of the four new cells."""
+    """Centered features on components of unit variance, the same in each of the four new cells."""
     forward = found.basis / found.deviation
     channels = forward.shape[0]
     layer.weight[:, :count] *= NOISE

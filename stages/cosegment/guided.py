@@ -31,7 +31,7 @@ def guided_filter(
         guide: uint8 ``(H, W, 3)``.
         values: float32 ``(K, h, w)`` over the same area, any resolution.
         radius_px: Half the window's side, in pixels of the guide.
-        eps: Regularisation, for a guide in [0, 1]; larger is smoother.
+        eps: Regularization, for a guide in [0, 1]; larger is smoother.
         small_side_px: Short side of the copy the coefficients are computed on.
         large_side_px: Short side the result has at most; what lies beyond is left to interpolation.
 

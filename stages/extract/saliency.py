@@ -2,9 +2,9 @@
 
 * CLS attention (Amir et al. 2021, section 3.3) comes from the backbone itself. It is good for DINO and poor for
   DINOv2, whose attention sinks into a few background tokens.
-* First principal component (Oquab et al. 2023, figure 1): the leading component of the centred descriptors
+* First principal component (Oquab et al. 2023, figure 1): the leading component of the centered descriptors
   separates the object from its surroundings.
-* Normalised cut (Shi and Malik 2000; on ViT features TokenCut, Wang et al. 2022): the eigenvectors after the first
+* Normalized cut (Shi and Malik 2000; on ViT features TokenCut, Wang et al. 2022): the eigenvectors after the first
   of the graph whose weights are cosine similarities.
 
 ``docs/features.md`` has the measured foreground IoU of all three.
@@ -43,7 +43,7 @@ def first_component_saliency(features: Tensor) -> Tensor:
     """The leading principal component of each image's descriptors, as a map.
 
     Args:
-        features: ``(B, C, h, w)``, floating point, not normalised.
+        features: ``(B, C, h, w)``, floating point, not normalized.
 
     Returns:
         float32 ``(B, h, w)`` in [0, 1].
@@ -55,8 +55,8 @@ def first_component_saliency(features: Tensor) -> Tensor:
     return background_at_border(projected)
 
 
-def normalised_cut_saliency(features: Tensor) -> Tensor:
-    """The foreground side of each image's normalised cut, as a map.
+def normalized_cut_saliency(features: Tensor) -> Tensor:
+    """The foreground side of each image's normalized cut, as a map.
 
     Args:
         features: ``(B, C, h, w)``, floating point.
@@ -139,12 +139,12 @@ class SaliencyEstimator:
         if self.cue == "first_pc":
             return first_component_saliency(features)
         if self.spec is not None:
-            return normalised_cut_saliency(output.maps[str(self.spec)])
+            return normalized_cut_saliency(output.maps[str(self.spec)])
         return None
 
 
 def pick_cue(cue: SaliencyCue, backbone: Backbone) -> SaliencyCue:
-    """``auto`` is the CLS attention for DINO and iBOT, and the normalised cut for every other backbone.
+    """``auto`` is the CLS attention for DINO and iBOT, and the normalized cut for every other backbone.
 
     Raises:
         ConfigError: CLS attention of a backbone without a CLS token.

@@ -39,7 +39,7 @@ def test_eyes_go_to_eyes_and_ears_to_ears(shared_dir: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("more", [[], ["--point", "3,4"], ["--saliency", "none"]])
 def test_images_that_show_nothing_come_through(tmp_path: Path, more: list[str]) -> None:
-    image = tmp_path / "grey.png"
+    image = tmp_path / "gray.png"
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(image)
     small = ["--short-side", "56", "--stride", "14", "--device", "cpu", "--output", str(tmp_path / "out")]
     assert run_pipeline.main(["match", str(image), str(image), *small, *more]) == 0

@@ -187,7 +187,7 @@ def test_retrieval_writes_curves_for_every_kind_of_features(mot: Path, tmp_path:
     names = ["key@3 1x1", "key@3 1x1, by mask", "key@3 3x3", "key@3 3x3, by mask"]
     assert sorted({row["features"] for row in rows}) == names
     assert {row["gap_seconds"] for row in rows} == {"0.1000", "0.3000", "0.7000"}
-    # Red and blue squares on grey: even random features tell them apart over one frame.
+    # Red and blue squares on gray: even random features tell them apart over one frame.
     assert all(float(row["instance"]) == 1.0 for row in rows if row["gap_frames"] == "1")
     curves = json.loads((output / "retrieval.json").read_text())["curves"]
     assert curves["key@3 1x1"]["7"]["queries"] == 2

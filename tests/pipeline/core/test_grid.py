@@ -30,13 +30,13 @@ def test_centres_are_those_of_the_patches_a_convolution_reads(
     columns = (torch.arange(input_hw[1], dtype=torch.float64) + 0.5) * image_hw[1] / input_hw[1]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     kernel = torch.full((1, 1, patch, patch), 1 / patch**2, dtype=torch.float64)
-    centres = torch.stack([F.conv2d(c[None, None], kernel, stride=stride)[0, 0] for c in (x, y)], dim=-1)
-    assert grid.grid_hw == tuple(centres.shape[:2])
-    torch.testing.assert_close(grid.cell_centers().double(), centres, atol=1e-3, rtol=0)
+    centers = torch.stack([F.conv2d(c[None, None], kernel, stride=stride)[0, 0] for c in (x, y)], dim=-1)
+    assert grid.grid_hw == tuple(centers.shape[:2])
+    torch.testing.assert_close(grid.cell_centers().double(), centers, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(14, 14), (14, 7), (16, 8), (8, 2)])
-def test_doubling_splits_every_cell_around_its_own_centre(patch: int, stride: int) -> None:
+def test_doubling_splits_every_cell_around_its_own_center(patch: int, stride: int) -> None:
     grid = PatchGrid.from_input((112, 224), (112, 224), patch_px=patch, stride_px=stride)
     fine = grid.subdivided(2)
     assert fine.grid_hw == (grid.grid_hw[0] * 2, grid.grid_hw[1] * 2)
@@ -48,8 +48,8 @@ def test_pixels_and_cells_are_inverse_and_centres_lie_at_half() -> None:
     grid = PatchGrid.from_input((480, 854), (476, 840), patch_px=14, stride_px=7)
     points = torch.rand(50, 2, dtype=torch.float64) * torch.tensor([854.0, 480.0])
     torch.testing.assert_close(grid.cells_to_pixels(grid.pixels_to_cells(points)), points)
-    centres = grid.pixels_to_cells(grid.cell_centers().double())
-    assert torch.allclose(centres[3, 5], torch.tensor([5.5, 3.5], dtype=torch.float64), atol=1e-4)
+    centers = grid.pixels_to_cells(grid.cell_centers().double())
+    assert torch.allclose(centers[3, 5], torch.tensor([5.5, 3.5], dtype=torch.float64), atol=1e-4)
 
 
 def test_nearest_cells_have_the_nearest_centres_and_stay_in_the_grid() -> None:
@@ -79,7 +79,7 @@ def test_upsampling_is_plain_bilinear_where_the_cells_tile_the_frame() -> None:
 
 
 def test_upsampling_a_strided_grid_is_registered_at_the_token_centres() -> None:
-    """A map that is linear in x, sampled at the centres, comes back linear between the outer centres."""
+    """A map that is linear in x, sampled at the centers, comes back linear between the outer centers."""
     grid = PatchGrid.from_input((60, 90), (60, 90), patch_px=16, stride_px=4)
     assert not grid.fills_image
     linear = grid.cell_centers()[..., 0][None]

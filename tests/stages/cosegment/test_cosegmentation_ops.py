@@ -215,7 +215,7 @@ def test_reservoir_is_bounded_and_even() -> None:
     assert reservoir.items[-1] >= 1000 - reservoir.stride - 128
 
 
-def test_neighbours_in_chunks_match_the_whole() -> None:
+def test_neighbors_in_chunks_match_the_whole() -> None:
     rng = np.random.default_rng(0)
     a, b = (normalize_rows(rng.standard_normal((n, 6))) for n in (23, 17))
     whole = a @ b.T
