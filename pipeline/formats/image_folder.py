@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.core.errors import MediaError
 from pipeline.core.files import list_images
-from pipeline.core.records import Frame, VideoInfo
+from pipeline.core.records import VideoInfo
 
 _EXIF_ORIENTATION = 0x0112
 _SWAPPING_ORIENTATIONS = frozenset({5, 6, 7, 8})
@@ -58,13 +57,6 @@ def probe_folder(folder: Path, frame_rate: Fraction) -> VideoInfo:
         time_base=1 / frame_rate,
         frame_names=tuple(path.stem for path in files),
     )
-
-
-def read_folder(info: VideoInfo, *, start_seconds: float = 0.0, every: int = 1) -> Iterator[Frame]:
-    """The folder's images as frames."""
-    first = max(0, -int(-start_seconds * info.frame_rate // 1)) if start_seconds > 0 else 0
-    for index, path in list(enumerate(list_images(info.path)))[first::every]:
-        yield Frame(load_image(path), index, float(index / info.frame_rate))
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
