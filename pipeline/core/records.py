@@ -16,7 +16,18 @@ from torch import Tensor
 
 from pipeline.core.grid import PatchGrid
 
-__all__ = ["Color", "Detections", "Features", "Frame", "LabelMap", "Packet", "PartMap", "PatchGrid", "Track", "VideoInfo"]
+__all__ = [
+    "Color",
+    "Detections",
+    "Features",
+    "Frame",
+    "LabelMap",
+    "Packet",
+    "PartMap",
+    "PatchGrid",
+    "Track",
+    "VideoInfo",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,12 @@ _TAIL_BYTES = 1 << 16
 _EBML_SEGMENT = 0x18538067
 _MATROSKA_AFTER_CLUSTERS = tuple(
     bytes.fromhex(identifier)
-    for identifier in (
-        "1c53bb6b",
-        "1254c367",
-        "114d9b74",
-        "1549a966",
-        "1941a469",
-        "1043a770",
-        "1654ae6b",
-        "ec",
-        "bf",
-    )
+    for identifier in ("1c53bb6b", "1254c367", "114d9b74", "1549a966", "1941a469", "1043a770", "1654ae6b")
 )
-"""Cues, Tags, SeekHead, Info, Attachments, Chapters, Tracks, Void and CRC-32."""
+"""Cues, Tags, SeekHead, Info, Attachments, Chapters and Tracks."""
+_MATROSKA_BLOCK_BYTES = 64
+"""More bytes than a block can have after its data, such as its duration and references."""
+_FLV_END_BYTES = 64
 _AVI_AFTER_FRAMES = (b"idx1", b"JUNK", b"LIST", b"RIFF", b"ix0")
 _TS_SYNC = 0x47
 
@@ -56,7 +49,9 @@ def _matroska(file: BinaryIO, size: int, last_byte: int) -> bool:
         length, value = _ebml_size(header[at + 4 : at + 12])
         if value is not None and at + 4 + length + value > size:
             return True
-    return _other_data(file, size, last_byte, _MATROSKA_AFTER_CLUSTERS)
+    file.seek(last_byte)
+    after = file.read(_MATROSKA_BLOCK_BYTES)
+    return len(after) == _MATROSKA_BLOCK_BYTES and not any(known in after for known in _MATROSKA_AFTER_CLUSTERS)
 
 
 def _ebml_size(data: bytes) -> tuple[int, int | None]:
@@ -79,13 +74,9 @@ def _avi(file: BinaryIO, size: int, last_byte: int) -> bool:
         at += 8 + int.from_bytes(header[4:], "little")
         if at > size + 1:
             return True
-    return _other_data(file, size, last_byte + last_byte % 2, _AVI_AFTER_FRAMES)
-
-
-def _other_data(file: BinaryIO, size: int, last_byte: int, known: tuple[bytes, ...]) -> bool:
-    file.seek(last_byte)
+    file.seek(last_byte + last_byte % 2)
     after = file.read(4)
-    return last_byte < size and not after.startswith(known)
+    return len(after) == 4 and not after.startswith(_AVI_AFTER_FRAMES)
 
 
 def _mov(file: BinaryIO, size: int, last_byte: int) -> bool:
@@ -106,8 +97,8 @@ def _mov(file: BinaryIO, size: int, last_byte: int) -> bool:
 
 
 def _flv(file: BinaryIO, size: int, last_byte: int) -> bool:
-    """The file ends with the size of its last tag."""
-    if size < 15:
+    """The file ends with the size of its last tag, soon after the last packet."""
+    if size < 15 or size - last_byte > _FLV_END_BYTES:
         return True
     file.seek(size - 4)
     length = int.from_bytes(file.read(4), "big")

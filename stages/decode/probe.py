@@ -69,16 +69,17 @@ def find_start(info: VideoInfo, start_seconds: float) -> FirstFrame | None:
             if item.packet.pts is None:
                 return None
             timeline.add(item.packet.pts, suspect=item.suspect)
-            zero = timeline.index_of(info.start_pts) or zero
-            if timeline.last is not None and timeline.last[0] >= target:
+            first = timeline.place_of(info.start_pts)
+            zero = zero if first is None else first.index
+            if timeline.last is not None and timeline.last.pts >= target:
                 break
-            timeline.forget(-1 if timeline.last is None else timeline.last[1] - 1)
+            timeline.forget(-1 if timeline.last is None else timeline.last.index - 1)
         else:
             timeline.finish()
         found = timeline.first_from(target)
         if found is not None:
-            return FirstFrame(found[1] - zero, found[0])
-        return FirstFrame(0 if timeline.last is None else timeline.last[1] + 1 - zero, None)
+            return FirstFrame(found.index - zero, found.pts)
+        return FirstFrame(0 if timeline.last is None else timeline.last.index + 1 - zero, None)
 
 
 def _frame_rate(stream: Any) -> Fraction:

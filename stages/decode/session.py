@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import av
@@ -12,10 +13,11 @@ import av.error
 from pipeline.core.records import VideoInfo
 from pipeline.formats.video import choose_stream, open_video
 from stages.decode.packets import PacketReader, SourcePacket
-from stages.decode.timeline import REORDER_WINDOW, Timeline
+from stages.decode.timeline import REORDER_WINDOW, Place, Timeline
 
 _LOOK_AHEAD = 4 * REORDER_WINDOW
 """Compressed packets that are read ahead at most."""
+_CHECKED_PACKETS = 8
 _LONGEST_JUMP_SECONDS = 3600.0
 """Longest gap that is believed if the container does not say how long the video is."""
 
@@ -26,13 +28,13 @@ class Decoded:
 
     Attributes:
         raw: The PyAV frame.
-        place: Index on the session's timeline; None if the frame's time is missing or wrong.
+        place: Its place on the session's timeline; None if the frame's time is missing or wrong.
         trouble: How many signs of damage there were in the session so far: errors and suspect packets.
         errors: How many packets could not be decoded so far.
     """
 
     raw: Any
-    place: int | None
+    place: Place | None
     trouble: int
     errors: int
 
@@ -58,7 +60,7 @@ class Session:
         self.key_pts: int | None = None
         self._wait_for_key = seek_pts is not None
         self._finished = seek_pts is not None and not self._seek(seek_pts)
-        self.reader = PacketReader(self.container, self.stream)
+        self.reader = PacketReader(self.container, self.stream, from_start=seek_pts is None)
         self.timeline = timeline_for(info, self.container, self.stream)
         self.counted_packets = 0
         self.trouble = 0
@@ -79,19 +81,30 @@ class Session:
                 return None
             self._decode_next()
         raw = self._frames.popleft()
-        return Decoded(raw, self.place_of(raw.pts), self.trouble, self.errors)
+        place = None if self._is_too_late(raw.pts) else self.place_of(raw.pts)
+        return Decoded(raw, place, self.trouble, self.errors)
 
     def push_back(self, decoded: Decoded) -> None:
         """Make :meth:`next` return this frame again."""
         self._frames.appendleft(decoded.raw)
 
-    def place_of(self, pts: int | None) -> int | None:
-        """Index of a time on this session's timeline; reads ahead for it."""
+    def place_of(self, pts: int | None) -> Place | None:
+        """Place of a time on this session's timeline; reads ahead for it."""
         if pts is None:
             return None
-        while self.timeline.index_of(pts) is None and len(self._queue) < _LOOK_AHEAD and self._fill():
+        while self.timeline.place_of(pts) is None and len(self._queue) < _LOOK_AHEAD and self._fill():
             pass
-        return self.timeline.index_of(pts)
+        return self.timeline.place_of(pts)
+
+    def _is_too_late(self, pts: int | None) -> bool:
+        """Whether a frame's time is wrong because most packets that are not decoded yet have earlier ones."""
+        if pts is None:
+            return False
+        while len(self._queue) < _CHECKED_PACKETS and self._fill():
+            pass
+        following = [item.packet.pts for item in islice(self._queue, _CHECKED_PACKETS) if item.counts]
+        earlier = sum(other is not None and other < pts for other in following)
+        return 2 * earlier > len(following)
 
     def _seek(self, pts: int) -> bool:
         try:

@@ -10,15 +10,31 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from dataclasses import dataclass
 
 REORDER_WINDOW = 24
 """Packets that are sorted by time at once; H.264 and HEVC reorder at most 16."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a packet belongs in the source.
+
+    Attributes:
+        pts: Presentation time.
+        index: Rank by time, with the packets that are missing in the file.
+        lost: How many packets before it are missing in the file.
+    """
+
+    pts: int
+    index: int
+    lost: int
+
+
 class Timeline:
     """Index by presentation time. Memory does not grow: :meth:`forget` drops what is behind.
 
-    ``first_pts`` is the time of the packet with index 0, None until it has its place.
+    ``first_pts`` is the time of the packet with index 0, ``last`` the last place given; None before the first.
 
     Args:
         frame_pts: Nominal duration of a frame in the units of the times.
@@ -31,15 +47,10 @@ class Timeline:
         self._waiting: list[tuple[int, int]] = []
         self._suspects: deque[int] = deque()
         self._added = 0
-        self._placed: deque[tuple[int, int]] = deque()
-        self._index_of: dict[int, int] = {}
-        self._last: tuple[int, int] | None = None
+        self._placed: deque[Place] = deque()
+        self._by_pts: dict[int, Place] = {}
         self.first_pts: int | None = None
-
-    @property
-    def last(self) -> tuple[int, int] | None:
-        """Time and index of the last packet that has its place."""
-        return self._last
+        self.last: Place | None = None
 
     def add(self, pts: int, *, suspect: bool = False) -> None:
         """The next packet in decoding order.
@@ -51,7 +62,7 @@ class Timeline:
         self._added += 1
         if suspect:
             self._suspects.append(self._added)
-        if self._last is not None and pts <= self._last[0]:
+        if self.last is not None and pts <= self.last.pts:
             return
         heapq.heappush(self._waiting, (pts, self._added))
         while len(self._waiting) > REORDER_WINDOW:
@@ -62,31 +73,31 @@ class Timeline:
         while self._waiting:
             self._place_next()
 
-    def index_of(self, pts: int) -> int | None:
-        """The index of the packet with this time; None if it has none, or not yet."""
-        return self._index_of.get(pts)
+    def place_of(self, pts: int) -> Place | None:
+        """The place of the packet with this time; None if it has none, or not yet."""
+        return self._by_pts.get(pts)
 
-    def first_from(self, pts: int) -> tuple[int, int] | None:
-        """Time and index of the first placed packet at or after ``pts``."""
-        return next((place for place in self._placed if place[0] >= pts), None)
+    def first_from(self, pts: int) -> Place | None:
+        """The first place at or after a time."""
+        return next((place for place in self._placed if place.pts >= pts), None)
 
     def forget(self, index: int) -> None:
         """Drop all packets up to this index."""
-        while self._placed and self._placed[0][1] <= index:
-            self._index_of.pop(self._placed.popleft()[0], None)
+        while self._placed and self._placed[0].index <= index:
+            self._by_pts.pop(self._placed.popleft().pts, None)
 
     def _place_next(self) -> None:
         pts, number = heapq.heappop(self._waiting)
-        if self._last is None:
-            index = 0
-            self.first_pts = pts
-        elif pts == self._last[0]:
+        last = self.last
+        if last is None:
+            self.first_pts, place = pts, Place(pts, 0, 0)
+        elif pts == last.pts:
             return
         else:
-            index = self._last[1] + self._step(pts - self._last[0], number)
-        self._last = (pts, index)
-        self._index_of[pts] = index
-        self._placed.append(self._last)
+            step = self._step(pts - last.pts, number)
+            place = Place(pts, last.index + step, last.lost + step - 1)
+        self.last = self._by_pts[pts] = place
+        self._placed.append(place)
 
     def _step(self, jump_pts: int, number: int) -> int:
         while self._suspects and self._suspects[0] < number - 2 * REORDER_WINDOW:

@@ -27,6 +27,10 @@ _SECONDS_BACK = (0.0, 2.0, 10.0)
 _LOOSE_CODECS = frozenset({"mpeg4", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1", "h263", "flv"})
 """Codecs in which a packet without a frame is normal, such as packed B-frames in AVI."""
 _PROGRESSIVE = 1
+_REGULAR_FRAMES = 8
+"""Frames at constant rate after which a jump in time is worth a warning."""
+_RATE_TOLERANCE = 0.1
+"""Of a frame's duration."""
 _MAX_ESTIMATE_RATIO = 20
 """A duration that promises more than so many times the frames that were read is taken for damage of the header."""
 
@@ -63,6 +67,8 @@ class VideoReader:
         self._frame_seconds = float(1 / info.frame_rate)
         self._single_thread = False
         self._trouble_index = -1
+        self._wrong_times = 0
+        self._regular_frames = 0
         self._start_seconds = 0.0
         self._session: Session | None = None
         self._forget_position()
@@ -118,6 +124,8 @@ class VideoReader:
             "checksum": None if self._raw is None else _checksum(self._raw),
             "single_thread": self._single_thread,
             "trouble_index": self._trouble_index,
+            "wrong_times": self._wrong_times,
+            "regular_frames": self._regular_frames,
             "frames_concealed": self.frames_concealed,
         }
 
@@ -129,6 +137,7 @@ class VideoReader:
         if state["checksum"] is not None:
             self._reach(state["index"], state["seconds"], state["pts"], state["checksum"])
         self._single_thread, self._trouble_index = state["single_thread"], state["trouble_index"]
+        self._wrong_times, self._regular_frames = state["wrong_times"], state["regular_frames"]
         self.frames_concealed = state["frames_concealed"]
 
     def _forget_position(self) -> None:
@@ -136,7 +145,7 @@ class VideoReader:
         self._raw: Any | None = None
         self._shift: int | None = None
         self._start_pts = self.info.start_pts
-        self._trouble, self._errors = 0, 0
+        self._trouble, self._errors, self._lost = 0, 0, 0
 
     def _open(self, seek_pts: int | None = None) -> Session:
         self.close()
@@ -155,6 +164,7 @@ class VideoReader:
             return None
         located = self._locate(decoded)
         self.frames_concealed += decoded.raw.is_corrupt
+        self._check_regularity(located)
         if located.missing or decoded.raw.is_corrupt or decoded.trouble > self._trouble:
             self._trouble_index = located.index
         self._take_position(located, decoded)
@@ -164,7 +174,23 @@ class VideoReader:
         assert self._session is not None
         self._index, self._seconds, self._raw = located.index, located.seconds, located.raw
         self._trouble, self._errors = decoded.trouble, decoded.errors
+        if decoded.place is not None:
+            self._lost = decoded.place.lost
         self._session.timeline.forget(located.index + (self._shift or 0))
+
+    def _check_regularity(self, located: Located) -> None:
+        """Warn where the time of a stream of constant rate jumps by whole frames, and nothing else shows why."""
+        frames = (located.seconds - self._seconds) / self._frame_seconds
+        if self._index < 0 or abs(frames - 1) < _RATE_TOLERANCE:
+            self._regular_frames += 1
+            return
+        is_whole = abs(frames - round(frames)) < _RATE_TOLERANCE
+        if frames > 1.5 and is_whole and not located.missing and self._regular_frames >= _REGULAR_FRAMES:
+            self._warn(
+                f"{self.info.path}: the time jumps by {round(frames)} frames after frame {self._index}; "
+                "frames may be missing in the file"
+            )
+        self._regular_frames = 0
 
     def _looks_damaged(self, decoded: Decoded | None) -> bool:
         assert self._session is not None
@@ -175,7 +201,9 @@ class VideoReader:
         if decoded.raw.is_corrupt:
             return True
         return (
-            self._shift is not None and decoded.place is not None and decoded.place - self._shift > self._index + 1
+            self._shift is not None
+            and decoded.place is not None
+            and decoded.place.index - self._shift > self._index + 1
         )
 
     def _continue_single_threaded(self) -> None:
@@ -209,7 +237,7 @@ class VideoReader:
             assert self._session is not None
             place = self._session.place_of(first.pts)
             if place is not None:
-                self._shift = place - first.index
+                self._shift = place.index - first.index
                 self._index = first.index - 1
                 self._session.push_back(decoded)
                 return True
@@ -234,8 +262,8 @@ class VideoReader:
         key = self._session.place_of(self._session.key_pts)
         if decoded.place is None or key is None or _checksum(decoded.raw) != checksum:
             return False
-        self._shift = decoded.place - index
-        return key - self._shift > self._trouble_index
+        self._shift = decoded.place.index - index
+        return key.index - self._shift > self._trouble_index
 
     def _decode_to(self, pts: int, seconds_back: float) -> Decoded | None:
         """The first frame at or after ``pts``, decoded from a key frame; None if that does not lead to it."""
@@ -262,10 +290,11 @@ class VideoReader:
         index = following
         if decoded.place is not None and self._shift is not None:
             assert self._session is not None
-            index = decoded.place - self._shift
-            if index > following and decoded.trouble == self._trouble and _is_loose(self._session):
-                self._shift += index - following
-            index = max(decoded.place - self._shift, following)
+            index = decoded.place.index - self._shift
+            if index > following and decoded.errors == self._errors and _is_loose(self._session):
+                index = following + decoded.place.lost - self._lost
+                self._shift = decoded.place.index - index
+            index = max(index, following)
         elif decoded.raw.pts is None:
             index += decoded.errors - self._errors
         return Located(decoded.raw, index, self._time_of(decoded, index), index - following)
@@ -275,7 +304,7 @@ class VideoReader:
 
         Streams that were cut in the middle of a group of pictures begin with packets that refer to missing ones.
         """
-        self._shift = 0 if decoded.place is None or decoded.trouble else decoded.place
+        self._shift = 0 if decoded.place is None or decoded.trouble else decoded.place.index
 
     def _time_of(self, decoded: Decoded, index: int) -> float:
         pts = decoded.raw.pts
@@ -284,7 +313,9 @@ class VideoReader:
         seconds = float((pts - self._start_pts) * self.info.time_base)
         if seconds > self._seconds and (decoded.place is not None or self._index < 0):
             return seconds
-        self._warn(f"{self.info.path}: presentation times that are wrong or do not increase were replaced")
+        self._wrong_times += 1
+        if self._wrong_times > 1:  # FFmpeg gives the last picture of some whole MPEG files the time before it
+            self._warn(f"{self.info.path}: presentation times that are wrong or do not increase were replaced")
         return self._seconds + (index - self._index) * self._frame_seconds
 
     def _last_packet_index(self, session: Session) -> int:
@@ -293,7 +324,7 @@ class VideoReader:
             return self._index
         if session.timeline.last is None:
             return session.counted_packets - 1
-        return session.timeline.last[1] - (self._shift or 0)
+        return session.timeline.last.index - (self._shift or 0)
 
     def _promised_frames(self, session: Session, *, early: bool, known: int) -> int:
         """Number of frames by the container: by its index, or if the end is missing by its header."""
