@@ -1,7 +1,7 @@
 """``bench fuzz``: damaged videos through decode, against an independent count of the frames FFmpeg can decode.
 
-Small clips in several containers are made on the spot, each frame with its index as black and white blocks, and then
-damaged at random with a fixed seed. Each file is read in a worker process with a hard time limit. What is checked:
+Small clips in several containers are made on the spot, each frame with its index as black and white blocks, and
+then damaged at random with a fixed seed. Each file is read in a worker process with a hard time limit. Checks:
 
 - no exception but the project's own, no hang, no signal;
 - at least as many frames as plain FFmpeg decodes packet by packet (:func:`count_decodable`);
@@ -69,8 +69,8 @@ class Outcome:
         name: File name; it starts with the kind of damage.
         decodable: Frames plain FFmpeg decodes.
         frames: Frames that came out.
-        status: ``done``, ``damaged``, ``refused`` (an input error), or what went wrong: ``crashed``, ``hung``, or the
-            name of an exception that is not the project's.
+        status: ``done``, ``damaged``, ``refused`` (an input error), or what went wrong: ``crashed``, ``hung``, or
+            the name of an exception that is not the project's.
         said: Damage or warnings were reported.
         misplaced: Frames whose picture shows another index than the decoder gave.
         missing: Frames reported as missing.
@@ -161,7 +161,7 @@ def _with_flipped_bits(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def count_decodable(path: Path) -> int:
-    """How many frames FFmpeg decodes: one thread, packet by packet, errors passed over as its command line does."""
+    """How many frames FFmpeg decodes: one thread, packet by packet, past errors, as its command line does."""
     try:
         container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.error.FFmpegError, ValueError):

@@ -21,8 +21,8 @@ _UNSPECIFIED_RANGE, _FULL_RANGE = 0, 2
 def open_video(path: Path) -> Any:
     """Open a video file as a PyAV input container.
 
-    Only files are read: no other protocol than ``file`` is allowed, so a playlist cannot name a URL, and a name like
-    ``a:b.mp4`` is a file. Metadata in an unknown encoding is read with replacement characters.
+    Only files are read: no other protocol than ``file`` is allowed, so a playlist cannot name a URL, and a name
+    like ``a:b.mp4`` is a file. Metadata in an unknown encoding is read with replacement characters.
 
     Raises:
         MediaError: Not a regular file, or not a video that FFmpeg can read.

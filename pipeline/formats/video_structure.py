@@ -1,8 +1,8 @@
 """Whether a video file goes on to its end, from the structure of its container.
 
-FFmpeg reads a file that was cut short up to its last whole packet, mostly without an error. The container shows what
-is missing: sizes in headers that are larger than the file, or data after the last packet that does not belong there.
-A container that says nothing about its end (raw H.264) counts as whole.
+FFmpeg reads a file that was cut short up to its last whole packet, mostly without an error. The container shows
+what is missing: sizes in headers that are larger than the file, or data after the last packet that does not belong
+there. A container that says nothing about its end (raw H.264) counts as whole.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 _TAIL_BYTES = 1 << 16
 _EBML_SEGMENT = 0x18538067
@@ -23,6 +25,9 @@ _MATROSKA_BLOCK_BYTES = 64
 _FLV_END_BYTES = 64
 _AVI_AFTER_FRAMES = (b"idx1", b"JUNK", b"LIST", b"RIFF", b"ix0")
 _TS_SYNC = 0x47
+_TS_LAYOUTS = ((188, 0), (192, 4), (204, 0))
+"""Bytes per packet and place of the sync byte: plain, Blu-ray, with error correction."""
+_TS_HEAD_PACKETS = 16
 
 
 def ends_early(path: Path, container_format: str, last_byte: int) -> bool:
@@ -39,6 +44,18 @@ def ends_early(path: Path, container_format: str, last_byte: int) -> bool:
         return False
     with path.open("rb") as file:
         return check(file, path.stat().st_size, last_byte)
+
+
+def starts_damaged(path: Path, container_format: str) -> bool:
+    """Whether the first packets of a transport stream are damaged: FFmpeg looks for the first whole one."""
+    if container_format != "mpegts":
+        return False
+    with path.open("rb") as file:
+        layout = _ts_layout(file)
+        if layout is None:
+            return False
+        file.seek(0)
+        return _lacks_sync(file.read(_TS_HEAD_PACKETS * layout[0]), *layout)
 
 
 def _matroska(file: BinaryIO, size: int, last_byte: int) -> bool:
@@ -110,20 +127,27 @@ def _flv(file: BinaryIO, size: int, last_byte: int) -> bool:
 
 
 def _mpegts(file: BinaryIO, size: int, last_byte: int) -> bool:
-    """Packets of 188, 192 or 204 bytes, each with its sync byte, also after the last picture."""
-    file.seek(0)
-    head = file.read(5 * 204)
-    for stride, offset in ((188, 0), (192, 4), (204, 0)):
-        if all(head[at] == _TS_SYNC for at in range(offset, len(head), stride)):
-            break
-    else:
+    """Packets of 188, 192 or 204 bytes, the last one whole, and with sync bytes after the last picture."""
+    layout = _ts_layout(file)
+    if layout is None:
         return False
+    stride, offset = layout
     if size % stride:
         return True
-    first = max(last_byte // stride * stride, size - _TAIL_BYTES // stride * stride)
-    file.seek(first)
-    tail = file.read(_TAIL_BYTES)
-    return any(tail[at] != _TS_SYNC for at in range(offset, len(tail), stride))
+    file.seek(max(last_byte // stride * stride, size - _TAIL_BYTES // stride * stride))
+    return _lacks_sync(file.read(_TAIL_BYTES), stride, offset)
+
+
+def _ts_layout(file: BinaryIO) -> tuple[int, int] | None:
+    """Packet size and position of the sync byte in a transport stream, from where most sync bytes are."""
+    file.seek(0)
+    head = np.frombuffer(file.read(_TAIL_BYTES), np.uint8) == _TS_SYNC
+    best = max(_TS_LAYOUTS, key=lambda layout: head[layout[1] :: layout[0]].mean() if len(head) > 204 else 0.0)
+    return best if len(head) > 204 and head[best[1] :: best[0]].mean() > 0.5 else None
+
+
+def _lacks_sync(data: bytes, stride: int, offset: int) -> bool:
+    return any(byte != _TS_SYNC for byte in data[offset::stride])
 
 
 def _mpeg(file: BinaryIO, size: int, last_byte: int) -> bool:

@@ -16,7 +16,10 @@ _HEADER_BYTES = {"matroska": 64, "avi": 24, "flv": 24}
 hold something FFmpeg could not read."""
 _AVI_CHUNK_HEADER_BYTES = 8
 _CONSTANT_RATE_FORMATS = frozenset({"mpeg"})
-"""Containers of constant frame rate that give no other sign of missing packets than their times."""
+"""Containers of constant frame rate that give no other sign of missing packets than their times.
+
+FFmpeg's times for them are off by a frame now and then, so only longer jumps count.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,14 @@ class PacketReader:
         names = container.format.name.split(",")
         self._header_bytes = next((_HEADER_BYTES[name] for name in names if name in _HEADER_BYTES), None)
         self._numbering = _AviNumbering(stream, from_start=from_start) if "avi" in names else None
-        self.always_suspect = bool(_CONSTANT_RATE_FORMATS.intersection(names))
+        self.always_suspect = has_guessed_times(container)
         self._has_hidden_frames = stream.codec_context.name in ("vp8", "libvpx")
         self._position: int | None = None
+
+    @property
+    def lost_at_start(self) -> int:
+        """Packets that are known to be missing before the first one."""
+        return 0 if self._numbering is None else self._numbering.lost_at_start
 
     def __iter__(self) -> Iterator[SourcePacket]:
         suspect = False
@@ -107,11 +115,16 @@ class PacketReader:
         return self._has_hidden_frames and not bytes(packet)[0] >> 4 & 1
 
 
+def has_guessed_times(container: Any) -> bool:
+    """Whether FFmpeg makes up most of the times, as for MPEG program streams."""
+    return bool(_CONSTANT_RATE_FORMATS.intersection(container.format.name.split(",")))
+
+
 class _AviNumbering:
     """Times of AVI packets past lost ones. AVI stores no times: FFmpeg counts the packets it finds.
 
-    The index at the end of the file tells a packet's number from its position. If positions do not match the index,
-    the number of lost packets is estimated from the bytes between two packets and the usual size of a packet.
+    The index at the end of the file tells a packet's number from its position. If positions do not match the
+    index, the number of lost packets is estimated from the bytes between two packets and their usual size.
     """
 
     def __init__(self, stream: Any, *, from_start: bool) -> None:
@@ -119,6 +132,7 @@ class _AviNumbering:
         self._positions = np.fromiter(positions, np.int64)
         self._next = 0 if from_start else None
         self._lost = 0
+        self.lost_at_start = 0
         self._bytes, self._packets = 0, 0
 
     def correct_time(self, packet: Any, hole: int) -> bool:
@@ -130,6 +144,8 @@ class _AviNumbering:
             lost = max(0, number - self._next)
         elif hole and self._packets:
             lost = max(1, round(hole * self._packets / self._bytes))
+        if not self._packets:
+            self.lost_at_start = lost
         self._next = number + 1 if known else None if self._next is None else self._next + lost + 1
         self._bytes, self._packets = self._bytes + packet.size, self._packets + 1
         self._lost += lost

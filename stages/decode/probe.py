@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.core.errors import MediaError
 from pipeline.core.records import VideoInfo
 from pipeline.formats.video import choose_stream, color_of, open_video, upright_hw
+from pipeline.formats.video_structure import starts_damaged
 from stages.decode.packets import PacketReader
 from stages.decode.session import Session, timeline_for
 
@@ -52,6 +53,12 @@ def probe_video(path: Path, stream_index: int | None = None) -> VideoInfo:
         return replace(info, height=height, width=width, start_pts=start_pts or 0, color=color_of(first.raw))
 
 
+def start_is_damaged(path: Path) -> bool:
+    """Whether data is missing at the start of the file, before the first frame that can be found."""
+    with closing(open_video(path)) as container:
+        return starts_damaged(path, container.format.name)
+
+
 def find_start(info: VideoInfo, start_seconds: float) -> FirstFrame | None:
     """The first frame at or after ``start_seconds``, from the packets' times, without decoding.
 
@@ -63,11 +70,14 @@ def find_start(info: VideoInfo, start_seconds: float) -> FirstFrame | None:
     with closing(open_video(info.path)) as container:
         stream = choose_stream(container, info.path, info.stream_index)
         timeline = timeline_for(info, container, stream)
-        for item in PacketReader(container, stream):
+        reader = PacketReader(container, stream)
+        for item in reader:
             if not item.counts:
                 continue
             if item.packet.pts is None:
                 return None
+            if timeline.last is None:
+                timeline.lost_at_start = reader.lost_at_start
             timeline.add(item.packet.pts, suspect=item.suspect)
             first = timeline.place_of(info.start_pts)
             zero = zero if first is None else first.index

@@ -12,8 +12,8 @@ import av.error
 
 from pipeline.core.records import VideoInfo
 from pipeline.formats.video import choose_stream, open_video
-from stages.decode.packets import PacketReader, SourcePacket
-from stages.decode.timeline import REORDER_WINDOW, Place, Timeline
+from stages.decode.packets import PacketReader, SourcePacket, has_guessed_times
+from stages.decode.timeline import REORDER_WINDOW, SHORTEST_JUMP_FRAMES, Place, Timeline
 
 _LOOK_AHEAD = 4 * REORDER_WINDOW
 """Compressed packets that are read ahead at most."""
@@ -146,6 +146,8 @@ class Session:
         if item.suspect and not self.reader.always_suspect:
             self.trouble += 1
         if item.counts:
+            if self.counted_packets == 0:
+                self.timeline.lost_at_start = self.reader.lost_at_start
             self.counted_packets += 1
             if item.packet.pts is not None:
                 self.timeline.add(item.packet.pts, suspect=item.suspect)
@@ -155,7 +157,13 @@ class Session:
 def timeline_for(info: VideoInfo, container: Any, stream: Any) -> Timeline:
     """An empty timeline with the frame rate and duration of a file."""
     seconds = promised_seconds(container, stream) or _LONGEST_JUMP_SECONDS
-    return Timeline(float(1 / (info.frame_rate * info.time_base)), seconds / float(info.time_base))
+    frame_pts = float(1 / (info.frame_rate * info.time_base))
+    return Timeline(frame_pts, seconds / float(info.time_base), shortest_jump_frames(container))
+
+
+def shortest_jump_frames(container: Any) -> float:
+    """From how many frames on a jump in time can be missing packets: one more where FFmpeg guesses times."""
+    return SHORTEST_JUMP_FRAMES + has_guessed_times(container)
 
 
 def promised_seconds(container: Any, stream: Any) -> float | None:

@@ -22,7 +22,7 @@ from stages.decode.config import DecodeConfig
 from stages.decode.damage import Damage, DamageLog, Gap
 from stages.decode.decord_reader import read_with_decord
 from stages.decode.images import read_images
-from stages.decode.probe import probe_video
+from stages.decode.probe import probe_video, start_is_damaged
 from stages.decode.video import VideoReader
 
 
@@ -189,13 +189,20 @@ class Decoder:
 
     def _video_places(self, video: VideoReader) -> Iterator[_Place]:
         with closing(video):
+            if start_is_damaged(self.info.path):
+                self._log.warn(f"{self.info.path}: the start of the file is damaged; frames may be missing there")
             for found in video.frames(self.config.start_seconds):
                 duration = float(found.raw.duration * self.info.time_base) if found.raw.duration else None
                 yield _Place(found.index, found.seconds, found.missing, duration, raw=found.raw)
             missing, early = video.missing_at_end()
             if early:
                 self._log.ends_early = f"breaks off after frame {video.last_index}"
-            yield _Place(video.last_index + 1 + missing, math.inf, missing)
+            found = video.last_index + 1 + missing
+            if self.info.num_frames and found < self.info.num_frames:
+                self._log.warn(
+                    f"{self.info.path}: the header says {self.info.num_frames} frames, {found} were found"
+                )
+            yield _Place(found, math.inf, missing)
 
     def _image_places(self) -> Iterator[_Place]:
         rate, missing = self.info.frame_rate, 0

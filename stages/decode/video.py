@@ -4,8 +4,9 @@ A frame's index is its place in the source: the rank of its packet's presentatio
 be decoded keep their index. To begin in the middle, the file is opened at a key frame before the wanted frame; if
 that does not lead to it (no index, no times, damage), the file is decoded from its start.
 
-Decoding uses several threads until the first sign of damage, and one from there on: only then an error belongs to
-one packet, and what a decoder makes up for missing data does not depend on timing.
+Decoding uses several threads until the first sign of damage. Then the file is decoded again from its start with
+one thread, and the frames that were passed on are skipped: only so an error belongs to one packet, and what a
+decoder fills in for missing data is the same in every run, whether or not it was interrupted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.core.records import VideoInfo
 from pipeline.core.state import State
-from pipeline.formats.video_structure import ends_early
+from pipeline.formats.video import open_video
+from stages.decode.ending import find_missing_end
+from stages.decode.packets import has_guessed_times
 from stages.decode.probe import find_start
-from stages.decode.session import Decoded, Session, promised_seconds
+from stages.decode.session import Decoded, Session, shortest_jump_frames
 
 _SECONDS_BACK = (0.0, 2.0, 10.0)
 """How long before the wanted frame to look for a key frame; tried in turn before decoding from the start."""
@@ -31,8 +36,6 @@ _REGULAR_FRAMES = 8
 """Frames at constant rate after which a jump in time is worth a warning."""
 _RATE_TOLERANCE = 0.1
 """Of a frame's duration."""
-_MAX_ESTIMATE_RATIO = 20
-"""A duration that promises more than so many times the frames that were read is taken for damage of the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,6 @@ class VideoReader:
         self._warn = warn
         self._frame_seconds = float(1 / info.frame_rate)
         self._single_thread = False
-        self._trouble_index = -1
         self._wrong_times = 0
         self._regular_frames = 0
         self._start_seconds = 0.0
@@ -92,6 +94,7 @@ class VideoReader:
         while (located := self._next()) is not None:
             if located.seconds >= start_seconds - 1e-9:
                 in_range = int((located.seconds - start_seconds) / self._frame_seconds + 1e-6)
+                self.frames_concealed += located.raw.is_corrupt
                 yield replace(located, missing=min(located.missing, max(0, in_range)))
 
     def first_index(self, start_seconds: float) -> int:
@@ -99,7 +102,8 @@ class VideoReader:
         if start_seconds <= 0:
             return 0
         with closing(Session(self.info, single_thread=True)) as session:
-            found = None if _is_loose(session) else find_start(self.info, start_seconds)
+            exact = not _is_loose(session) and not has_guessed_times(session.container)
+        found = find_start(self.info, start_seconds) if exact else None
         if found is not None:
             return found.index
         with closing(VideoReader(self.info)) as reader:
@@ -108,12 +112,9 @@ class VideoReader:
 
     def missing_at_end(self) -> tuple[int, bool]:
         """After the last frame: how many frames are missing there, and whether the file lacks its end."""
-        session, last = self._session, self._index
-        if session is None:
+        if self._session is None:
             return 0, False
-        known = max(last, self._last_packet_index(session))
-        early = ends_early(self.info.path, session.container.format.name, session.reader.last_byte)
-        return max(known, self._promised_frames(session, early=early, known=known) - 1) - last, early
+        return find_missing_end(self.info, self._session, self._index, self._last_packet_index(self._session))
 
     def state(self) -> State:
         """The position after the last frame."""
@@ -123,7 +124,6 @@ class VideoReader:
             "pts": None if self._raw is None else self._raw.pts,
             "checksum": None if self._raw is None else _checksum(self._raw),
             "single_thread": self._single_thread,
-            "trouble_index": self._trouble_index,
             "wrong_times": self._wrong_times,
             "regular_frames": self._regular_frames,
             "frames_concealed": self.frames_concealed,
@@ -133,10 +133,10 @@ class VideoReader:
         """Go to the position of an earlier :meth:`state`; the next frame is the one that followed then."""
         self.close()
         self._forget_position()
-        self._single_thread, self._trouble_index = state["single_thread"], state["trouble_index"]
+        self._single_thread = state["single_thread"]
         if state["checksum"] is not None:
             self._reach(state["index"], state["seconds"], state["pts"], state["checksum"])
-        self._single_thread, self._trouble_index = state["single_thread"], state["trouble_index"]
+        self._single_thread = state["single_thread"]
         self._wrong_times, self._regular_frames = state["wrong_times"], state["regular_frames"]
         self.frames_concealed = state["frames_concealed"]
 
@@ -163,10 +163,7 @@ class VideoReader:
         if decoded is None:
             return None
         located = self._locate(decoded)
-        self.frames_concealed += decoded.raw.is_corrupt
         self._check_regularity(located)
-        if located.missing or decoded.raw.is_corrupt or decoded.trouble > self._trouble:
-            self._trouble_index = located.index
         self._take_position(located, decoded)
         return located
 
@@ -185,7 +182,9 @@ class VideoReader:
             self._regular_frames += 1
             return
         is_whole = abs(frames - round(frames)) < _RATE_TOLERANCE
-        if frames > 1.5 and is_whole and not located.missing and self._regular_frames >= _REGULAR_FRAMES:
+        assert self._session is not None
+        shortest = shortest_jump_frames(self._session.container)
+        if frames > shortest and is_whole and not located.missing and self._regular_frames >= _REGULAR_FRAMES:
             self._warn(
                 f"{self.info.path}: the time jumps by {round(frames)} frames after frame {self._index}; "
                 "frames may be missing in the file"
@@ -208,9 +207,7 @@ class VideoReader:
 
     def _continue_single_threaded(self) -> None:
         self._single_thread = True
-        concealed = self.frames_concealed
         self._reopen()
-        self.frames_concealed = concealed
 
     def _reopen(self) -> bool:
         """Open the file where it was left; False if there is no frame to read."""
@@ -222,7 +219,9 @@ class VideoReader:
     def _open_at_start(self) -> bool:
         """Open where ``start_seconds`` wants it, before the first frame; False if there is none."""
         session = self._open()
-        if self._start_seconds <= 0 or _is_loose(session):
+        if self._start_seconds <= 0 or self._single_thread:
+            return True
+        if _is_loose(session) or has_guessed_times(session.container):
             return True
         first = find_start(self.info, self._start_seconds)
         if first is None:
@@ -246,7 +245,7 @@ class VideoReader:
 
     def _reach(self, index: int, seconds: float, pts: int | None, checksum: int) -> None:
         """Go to the position right after a known frame: from a key frame before it, or else from the start."""
-        for seconds_back in _SECONDS_BACK if pts is not None else ():
+        for seconds_back in _SECONDS_BACK if pts is not None and self._may_seek() else ():
             assert pts is not None
             decoded = self._decode_to(pts, seconds_back)
             if decoded is not None and decoded.raw.pts == pts and self._is_position(decoded, index, checksum):
@@ -256,14 +255,20 @@ class VideoReader:
         while self._index < index and self._next() is not None:
             pass
 
+    def _may_seek(self) -> bool:
+        """Whether to go to a key frame. Not after damage: what decoders fill in depends on all frames before."""
+        if self._single_thread:
+            return False
+        with closing(open_video(self.info.path)) as container:
+            return not has_guessed_times(container)
+
     def _is_position(self, decoded: Decoded, index: int, checksum: int) -> bool:
-        """Whether this is the known frame, bit for bit, decoded from a key frame after the last damage."""
+        """Whether this is the known frame, bit for bit; if so, its index is taken over."""
         assert self._session is not None
-        key = self._session.place_of(self._session.key_pts)
-        if decoded.place is None or key is None or _checksum(decoded.raw) != checksum:
+        if decoded.place is None or _checksum(decoded.raw) != checksum:
             return False
         self._shift = decoded.place.index - index
-        return key.index - self._shift > self._trouble_index
+        return True
 
     def _decode_to(self, pts: int, seconds_back: float) -> Decoded | None:
         """The first frame at or after ``pts``, decoded from a key frame; None if that does not lead to it."""
@@ -277,10 +282,7 @@ class VideoReader:
             decoded = session.next()
         if decoded is None or decoded.raw.pts is None:
             return None
-        if session.trouble and not self._single_thread:
-            self._single_thread = True
-            return self._decode_to(pts, seconds_back)
-        return decoded
+        return None if session.trouble else decoded
 
     def _locate(self, decoded: Decoded) -> Located:
         """Index and time of a frame, from its place on the timeline and the frames before it."""
@@ -326,18 +328,6 @@ class VideoReader:
             return session.counted_packets - 1
         return session.timeline.last.index - (self._shift or 0)
 
-    def _promised_frames(self, session: Session, *, early: bool, known: int) -> int:
-        """Number of frames by the container: by its index, or if the end is missing by its header."""
-        is_mov = "mov" in session.container.format.name.split(",")
-        if self.info.num_frames and (is_mov or early):
-            return self.info.num_frames
-        seconds = promised_seconds(session.container, session.stream) if early else None
-        if seconds is None:
-            return 0
-        start = float(self.info.start_pts * self.info.time_base)
-        frames = round((seconds - start) * self.info.frame_rate)
-        return frames if frames <= _MAX_ESTIMATE_RATIO * (known + 1) else 0
-
 
 def _is_loose(session: Session) -> bool:
     """Whether a packet may hold no frame of its own: in some codecs, and where fields are packets."""
@@ -346,4 +336,4 @@ def _is_loose(session: Session) -> bool:
 
 
 def _checksum(raw: Any) -> int:
-    return zlib.crc32(raw.to_ndarray(format="rgb24"))
+    return zlib.crc32(np.ascontiguousarray(raw.to_ndarray(format="rgb24")))
