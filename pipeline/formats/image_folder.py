@@ -117,7 +117,7 @@ def _first_readable(files: list[Path]) -> tuple[Path, tuple[int, int]]:
     problem: MediaError | None = None
     for path in files:
         try:
-            return path, _upright_size(path)
+            return path, upright_size(path)
         except MediaError as error:
             problem = problem or error
     assert problem is not None
@@ -126,12 +126,17 @@ def _first_readable(files: list[Path]) -> tuple[Path, tuple[int, int]]:
 
 def _size_or_none(path: Path) -> tuple[int, int] | None:
     try:
-        return _upright_size(path)
+        return upright_size(path)
     except MediaError:
         return None
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image after rotation, from its header.
+
+    Raises:
+        MediaError: The file is not an image.
+    """
     with reading_image(path, MediaError, "an image"), Image.open(path) as image:
         swapped = image.getexif().get(_EXIF_ORIENTATION) in _SWAPPING_ORIENTATIONS
         return (image.height, image.width) if swapped else image.size

@@ -104,7 +104,7 @@ class Session:
             pass
         following = [item.packet.pts for item in islice(self._queue, _CHECKED_PACKETS) if item.counts]
         earlier = sum(other is not None and other < pts for other in following)
-        return 2 * earlier > len(following)
+        return bool(2 * earlier > len(following))
 
     def _seek(self, pts: int) -> bool:
         try:

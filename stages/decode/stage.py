@@ -197,12 +197,11 @@ class Decoder:
             missing, early = video.missing_at_end()
             if early:
                 self._log.ends_early = f"breaks off after frame {video.last_index}"
-            found = video.last_index + 1 + missing
-            if self.info.num_frames and found < self.info.num_frames:
-                self._log.warn(
-                    f"{self.info.path}: the header says {self.info.num_frames} frames, {found} were found"
-                )
-            yield _Place(found, math.inf, missing)
+            total = video.last_index + 1 + missing
+            promised = self.info.num_frames or 0
+            if total < promised:
+                self._log.warn(f"{self.info.path}: the header says {promised} frames, {total} were found")
+            yield _Place(total, math.inf, missing)
 
     def _image_places(self) -> Iterator[_Place]:
         rate, missing = self.info.frame_rate, 0

@@ -336,4 +336,4 @@ def _is_loose(session: Session) -> bool:
 
 
 def _checksum(raw: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(raw.to_ndarray(format="rgb24")))
+    return zlib.crc32(np.ascontiguousarray(raw.to_ndarray(format="rgb24")).data)
