@@ -39,7 +39,9 @@ def packets_of(
     yield from tqdm(packets, total=total, desc=sequence.name, unit="frame")
 
 
-def masks_of(folder: Path | None, sequence: BoxSequence, frames: str) -> dict[int, npt.NDArray[np.uint8]] | None:
+def masks_of(
+    folder: Path | None, sequence: BoxSequence, frames: str
+) -> Mapping[int, npt.NDArray[np.uint8]] | None:
     """Annotation masks of a video from ``FOLDER/NAME/masks`` or ``FOLDER/NAME``.
 
     Args:

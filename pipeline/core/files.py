@@ -127,13 +127,22 @@ def path_inside(folder: Path, *names: str) -> Path:
     'out/park/00001.png'
     """
     for name in names:
-        is_component = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
-        if not is_component or name in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f]", name):
+        if not is_component(name):
             raise OutputError(f"'{_printable(name)}' cannot be the name of a file or folder in {folder}")
     path = folder.joinpath(*names)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{path}: is a link that leads out of {folder}")
     return path
+
+
+def is_component(name: str) -> bool:
+    """Whether a name can be that of one file or folder, on any system.
+
+    >>> [is_component(name) for name in ("clip 1", "..", "a/b", "c:d", "")]
+    [True, False, False, False, False]
+    """
+    is_plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
+    return is_plain and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f\x7f]", name)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -16,7 +16,35 @@ from torch import Tensor
 
 from pipeline.core.grid import PatchGrid
 
-__all__ = ["Detections", "Features", "Frame", "LabelMap", "Packet", "PartMap", "PatchGrid", "Track", "VideoInfo"]
+__all__ = [
+    "Color",
+    "Detections",
+    "Features",
+    "Frame",
+    "LabelMap",
+    "Packet",
+    "PartMap",
+    "PatchGrid",
+    "Track",
+    "VideoInfo",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Color:
+    """How a video encodes color, as code points of ITU-T H.273 (the same numbers as in FFmpeg); 2 is unspecified.
+
+    Attributes:
+        primaries: Color primaries, for example 1 for BT.709 and 9 for BT.2020.
+        transfer: Transfer characteristics, for example 1 for BT.709 and 16 for PQ.
+        matrix: Matrix coefficients, for example 1 for BT.709, 5 and 6 for BT.601, 9 for BT.2020.
+        full_range: True for values from 0 to 255 (JPEG), False for 16 to 235, None if unspecified.
+    """
+
+    primaries: int = 2
+    transfer: int = 2
+    matrix: int = 2
+    full_range: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +59,9 @@ class VideoInfo:
         num_frames: Frames the container promises, None where it does not say.
         time_base: Unit of the presentation times in seconds.
         frame_names: For a folder of images, the names without suffix in order; empty for a video.
+        start_pts: Presentation time of frame 0 in units of ``time_base``, as stored in the file.
+        stream_index: Which stream of the file is read.
+        color: How the video encodes color; None for images.
     """
 
     path: Path
@@ -40,6 +71,9 @@ class VideoInfo:
     num_frames: int | None
     time_base: Fraction
     frame_names: tuple[str, ...] = ()
+    start_pts: int = 0
+    stream_index: int = 0
+    color: Color | None = None
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -59,9 +93,9 @@ class Frame:
 
     Attributes:
         image: uint8 ``(H, W, 3)``, RGB.
-        index: 0-based position in the input (skipped frames are counted).
-        pts_seconds: Presentation time in seconds.
-        duration_seconds: How long it is shown, None where the input does not say.
+        index: 0-based position in the input; frames that are skipped or cannot be decoded are counted.
+        pts_seconds: Presentation time in seconds, 0 for frame 0.
+        duration_seconds: How long the frame is shown, None if the input does not say.
     """
 
     image: npt.NDArray[np.uint8] = field(repr=False)

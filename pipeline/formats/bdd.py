@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.core.errors import LabelFileError
-from pipeline.core.files import write_text_whole
+from pipeline.core.files import is_component, write_text_whole
 from pipeline.core.records import VideoInfo
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
-from pipeline.formats.json_file import load_json
+from pipeline.formats.json_file import is_index, load_json, shorten
 from pipeline.formats.mot import Detected
 
 Spelling = Literal["scalabel", "first"]
@@ -99,9 +99,16 @@ def read_videos(path: Path) -> dict[str, BddVideo]:
         where = f"{path}: frame {position}"
         if not isinstance(frame, Mapping):
             raise LabelFileError(f"{where}: is not an object")
-        video = str(_first(frame, "videoName", "video_name") or path.stem)
+        video = _video_name(_first(frame, "videoName", "video_name") or path.stem, where)
         _read_frame(frame, readings.setdefault(video, _Reading()), position, where)
     return {name: reading.finish(name) for name, reading in readings.items()}
+
+
+def _video_name(value: object, where: str) -> str:
+    """The name, which is also that of files with its results."""
+    if not isinstance(value, str | int) or not is_component(str(value)):
+        raise LabelFileError(f"{where}: videoName {shorten(value)} cannot be the name of a file")
+    return str(value)
 
 
 def load_frames(path: Path) -> list[Any]:
@@ -125,14 +132,17 @@ def _first(source: Mapping[str, Any], *keys: str) -> Any:
 def _read_frame(frame: Mapping[str, Any], reading: _Reading, position: int, where: str) -> None:
     index = _first(frame, "frameIndex", "index", "frame_index")
     index = len(reading.listed) if index is None else index
-    if not isinstance(index, int) or index < 0:
-        raise LabelFileError(f"{where}: frameIndex must be an integer from 0, got {index!r}")
+    if not is_index(index):
+        raise LabelFileError(f"{where}: frameIndex must be an integer from 0, got {shorten(index)}")
     if index in reading.listed:
         raise LabelFileError(f"{where}: frameIndex {index} appears twice")
     reading.listed.add(index)
     reading.frame_names[index] = str(frame.get("name") or "")
     here: set[int] = set()
-    for place, label in enumerate(frame.get("labels") or []):
+    labels = frame.get("labels") or []
+    if not isinstance(labels, list):
+        raise LabelFileError(f"{where}: labels must be a list, got {shorten(labels)}")
+    for place, label in enumerate(labels):
         box = label.get("box2d") if isinstance(label, Mapping) else None
         if box is not None:
             here.add(_read_label(label, box, reading, index, f"{where} (index {index}), label {place}", here))
@@ -147,7 +157,7 @@ def _read_label(
     try:
         corners = (float(box["x1"]), float(box["y1"]), float(box["x2"]), float(box["y2"]))
         score = 1.0 if label.get("score") is None else float(label["score"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise LabelFileError(f"{where}: needs numbers for box2d's x1, y1, x2, y2 and for the score") from error
     if not all(math.isfinite(v) for v in (*corners, score)):
         raise LabelFileError(f"{where}: holds a value that is not finite")
@@ -156,6 +166,8 @@ def _read_label(
     if identity >= 0 and identity in here:
         raise LabelFileError(f"{where}: identity '{name}' appears twice in the frame")
     attributes = label.get("attributes") or {}
+    if not isinstance(attributes, Mapping):
+        raise LabelFileError(f"{where}: attributes must be an object, got {shorten(attributes)}")
     reading.frames.append(index)
     reading.ids.append(identity)
     reading.boxes.append(corners)

@@ -115,9 +115,15 @@ class BoxTable:
 
     def by_frame(self, num_frames: int) -> list[IntArray]:
         """The row numbers per frame ``0 .. num_frames - 1``, in the table's order."""
+        rows, none = self.rows_by_frame(), np.zeros(0, np.int64)
+        return [rows.get(frame, none) for frame in range(num_frames)]
+
+    def rows_by_frame(self) -> dict[int, IntArray]:
+        """The row numbers of each frame that has boxes, in the table's order; memory grows with the boxes only."""
         order = np.argsort(self.frames, kind="stable")
-        starts = np.searchsorted(self.frames[order], np.arange(num_frames + 1))
-        return [order[starts[i] : starts[i + 1]] for i in range(num_frames)]
+        frames, starts = np.unique(self.frames[order], return_index=True)
+        parts = np.split(order, starts[1:]) if len(order) else []
+        return {int(frame): rows for frame, rows in zip(frames, parts, strict=True)}
 
     def every(self, step: int, offset: int = 0) -> BoxTable:
         """Only frames ``offset, offset + step, ...``, renumbered from 0.
@@ -167,14 +173,13 @@ def to_detections(table: BoxTable, image_hw: tuple[int, int]) -> tuple[dict[int,
     clipped = int((has_area & (inside != table.xyxy).any(axis=1)).sum())
     kept = dataclasses.replace(table, xyxy=inside).select(np.flatnonzero(has_area))
     found: dict[int, Detections] = {}
-    for frame, rows in enumerate(kept.by_frame(kept.num_frames)):
-        if len(rows):
-            found[frame] = Detections(
-                xyxy=kept.xyxy[rows].astype(np.float32),
-                scores=kept.scores[rows].astype(np.float32),
-                categories=tuple(kept.categories[r] for r in rows),
-                object_ids=np.zeros(len(rows), np.int64),
-            )
+    for frame, rows in kept.rows_by_frame().items():
+        found[frame] = Detections(
+            xyxy=kept.xyxy[rows].astype(np.float32),
+            scores=kept.scores[rows].astype(np.float32),
+            categories=tuple(kept.categories[r] for r in rows),
+            object_ids=np.zeros(len(rows), np.int64),
+        )
     return found, ClipCounts(clipped=clipped, skipped=int((~has_area).sum()))
 
 

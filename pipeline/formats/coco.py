@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.core.errors import LabelFileError
 from pipeline.core.records import VideoInfo
 from pipeline.formats.boxes import BoxTable, check_frame, to_detections
-from pipeline.formats.json_file import load_json
+from pipeline.formats.json_file import LARGEST_INTEGER, is_index, load_json, shorten
 from pipeline.formats.mot import Detected
 
 
@@ -50,14 +50,15 @@ def read_table(path: Path, *, frame_names: Sequence[str] = (), num_frames: int |
     entries = content.get("annotations") if isinstance(content, Mapping) else content
     if not isinstance(entries, list):
         raise LabelFileError(f"{path}: expected a list of detections, or an object with 'annotations' (COCO JSON)")
-    images = content.get("images", []) if isinstance(content, Mapping) else []
-    categories = content.get("categories", []) if isinstance(content, Mapping) else []
-    names = {c.get("id"): str(c.get("name")) for c in categories if isinstance(c, Mapping)}
+    images, categories = _list_of(content, "images", path), _list_of(content, "categories", path)
+    names = {_identifier(c, "id", f"{path}: a category"): str(c.get("name")) for c in categories}
     rows = [_entry(entry, f"{path}: entry {place}") for place, entry in enumerate(entries)]
-    frames = _frame_of_image([r[0] for r in rows], images, frame_names, num_frames)
+    frames = _frame_of_image([r[0] for r in rows], images, frame_names, num_frames, f"{path}: an image")
     for place, row in enumerate(rows):
         if row[0] not in frames:
             raise LabelFileError(f"{path}: entry {place}: image {row[0]} is not a frame of the video")
+        if not is_index(frames[row[0]]):
+            raise LabelFileError(f"{path}: entry {place}: image {shorten(row[0])} is not a frame number")
         check_frame(f"{path}: entry {place}", frames[row[0]], num_frames, first=0)
     return BoxTable.make(
         [frames[r[0]] for r in rows],
@@ -69,6 +70,23 @@ def read_table(path: Path, *, frame_names: Sequence[str] = (), num_frames: int |
     )
 
 
+def _list_of(content: Any, key: str, path: Path) -> list[Mapping[str, Any]]:
+    """The objects under a key of the file, none if it is absent or null."""
+    values = (content.get(key) or []) if isinstance(content, Mapping) else []
+    if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
+        raise LabelFileError(f"{path}: '{key}' must be a list of objects")
+    return values
+
+
+def _identifier(source: Mapping[str, Any], key: str, where: str) -> int | str | None:
+    value = source.get(key)
+    if value is not None and not isinstance(value, int | str):
+        raise LabelFileError(f"{where}: {key} must be a number or a name, got {shorten(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise LabelFileError(f"{where}: {key} {shorten(value)} is too large")
+    return value
+
+
 _Entry = tuple[Any, Any, tuple[float, float, float, float], float, bool]
 
 
@@ -76,27 +94,34 @@ def _entry(entry: Any, where: str) -> _Entry:
     """Image id, category id, xyxy, score and crowd flag of one entry."""
     if not isinstance(entry, Mapping) or "image_id" not in entry:
         raise LabelFileError(f"{where}: has no image_id")
-    if not isinstance(entry["image_id"], int | str):
-        raise LabelFileError(f"{where}: image_id must be a number or a name, got {entry['image_id']!r}")
+    image, category = (_identifier(entry, key, where) for key in ("image_id", "category_id"))
+    if image is None:
+        raise LabelFileError(f"{where}: image_id must be a number or a name, got None")
     try:
         left, top, width, height = (float(v) for v in entry["bbox"])
         score = float(entry.get("score", 1.0))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LabelFileError(
             f"{where}: needs bbox as [left, top, width, height] and a score that is a number"
         ) from error
     if not all(math.isfinite(v) for v in (left, top, width, height, score)):
         raise LabelFileError(f"{where}: holds a value that is not finite")
     box = (left, top, left + width, top + height)
-    return entry["image_id"], entry.get("category_id"), box, score, bool(entry.get("iscrowd"))
+    if not all(math.isfinite(v) for v in box):
+        raise LabelFileError(f"{where}: the box is too large")
+    return image, category, box, score, bool(entry.get("iscrowd"))
 
 
 def _frame_of_image(
-    used: Sequence[Any], images: Sequence[Any], frame_names: Sequence[str], num_frames: int | None
+    used: Sequence[Any],
+    images: Sequence[Mapping[str, Any]],
+    frame_names: Sequence[str],
+    num_frames: int | None,
+    where: str,
 ) -> dict[Any, int]:
     """The 0-based frame of every image id."""
     by_name = {name: frame for frame, name in enumerate(frame_names)}
-    listed = {i["id"]: str(i.get("file_name", "")) for i in images if isinstance(i, Mapping) and "id" in i}
+    listed = {_identifier(i, "id", where): str(i.get("file_name", "")) for i in images if "id" in i}
     named = {image: by_name[Path(name).stem] for image, name in listed.items() if Path(name).stem in by_name}
     if named:
         return named

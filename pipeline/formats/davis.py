@@ -21,10 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import MaskError, MediaError
+from pipeline.core.files import is_component
+from pipeline.formats.image_folder import upright_size
 from pipeline.formats.masks import VOID, object_ids, single_object
 from pipeline.formats.palette import read_indexed_png
 
 Year = Literal["2016", "2017"]
+_FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _FRAMES, _MASKS, _SETS = "JPEGImages/480p", "Annotations/480p", "ImageSets"
 
 
@@ -112,6 +115,9 @@ def open_davis(
     names = list(sequences) if sequences else _read_split(root, year, split)
     if not names:
         raise MediaError(f"{root / _SETS / year / f'{split}.txt'}: the list has no sequences")
+    for name in names:
+        if not is_component(name):
+            raise MediaError(f"{root}: {name[:80]!r} cannot be the name of a sequence")
     return [_open_sequence(root, name, year) for name in names]
 
 
@@ -128,7 +134,11 @@ def _read_split(root: Path, year: Year, split: str) -> list[str]:
         candidates.append(root / _SETS / "480p" / f"{split}.txt")
     for path in candidates:
         if path.is_file():
-            lines = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise MediaError(f"{path}: cannot be read as a list of sequences ({error})") from error
+            lines = [line.split()[0] for line in text.splitlines() if line.strip()]
             return list(dict.fromkeys(Path(line).parent.name if "/" in line else line for line in lines))
     known = sorted(p.stem for p in (root / _SETS / year).glob("*.txt"))
     have = f"; there are: {', '.join(known)}" if known else ""
@@ -142,7 +152,7 @@ def _open_sequence(root: Path, name: str, year: Year) -> DavisSequence:
             have = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
             more = ", ..." if len(have) > 12 else ""
             raise MediaError(f"{folder}: no such sequence; there are: {', '.join(have[:12])}{more}")
-    names = tuple(sorted(p.stem for p in frames_dir.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"}))
+    names = tuple(sorted(p.stem for p in frames_dir.iterdir() if p.suffix.lower() in _FRAME_SUFFIXES))
     if not names:
         raise MediaError(f"{frames_dir}: no frames (JPEG or PNG pictures) in this sequence")
     masks = {p.stem for p in masks_dir.glob("*.png")}
@@ -156,5 +166,16 @@ def _open_sequence(root: Path, name: str, year: Year) -> DavisSequence:
                 f"{', '.join(lacking[:8])}{', ...' * (len(lacking) > 8)}"
             )
     sequence = DavisSequence(name, frames_dir, masks_dir, year, names)
-    sequence.first_mask()
+    mask_hw, frame_hw = sequence.first_mask().shape, _first_frame_hw(frames_dir, names[0])
+    if mask_hw != frame_hw:
+        raise MaskError(
+            f"{masks_dir / names[0]}.png: the mask is {mask_hw[1]} x {mask_hw[0]} pixels, the frame is "
+            f"{frame_hw[1]} x {frame_hw[0]}"
+        )
     return sequence
+
+
+def _first_frame_hw(frames_dir: Path, name: str) -> tuple[int, int]:
+    path = next(p for p in frames_dir.iterdir() if p.stem == name and p.suffix.lower() in _FRAME_SUFFIXES)
+    width, height = upright_size(path)
+    return height, width

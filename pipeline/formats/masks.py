@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy.typing as npt
 
 from pipeline.core.errors import MaskError
 from pipeline.core.records import VideoInfo
-from pipeline.formats.palette import read_indexed_png
+from pipeline.formats.palette import indexed_png_hw, read_indexed_png
 
+_MAX_DIGITS = 12
 VOID = 255
 """Value of pixels that are neither object nor background."""
 
@@ -40,8 +42,46 @@ def object_ids(mask: npt.NDArray[np.uint8]) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(mask) if value not in (0, VOID))
 
 
-def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int, npt.NDArray[np.uint8]]:
-    """The given masks by the 0-based index of their frame.
+class MaskFiles(Mapping[int, npt.NDArray[np.uint8]]):
+    """Given masks by the 0-based index of their frame; a file is read when its mask is asked for.
+
+    Invariant: every file was there, and had the frames' size, when this was made.
+    """
+
+    def __init__(self, files: Mapping[int, Path], info: VideoInfo) -> None:
+        self._files = dict(sorted(files.items()))
+        self._info = info
+        for file in self._files.values():
+            self._check_size(file, indexed_png_hw(file))
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """The mask of a frame, uint8 ``(H, W)``; a mask of {0, 255} is one object.
+
+        Raises:
+            KeyError: There is none.
+            MaskError: The file cannot be read any more, or has another size now.
+        """
+        file = self._files[index]
+        mask = single_object(read_indexed_png(file))
+        self._check_size(file, (mask.shape[0], mask.shape[1]))
+        return mask
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _check_size(self, file: Path, mask_hw: tuple[int, int]) -> None:
+        if mask_hw != self._info.image_hw:
+            raise MaskError(
+                f"{file}: the mask is {mask_hw[1]} x {mask_hw[0]} pixels, the frames are "
+                f"{self._info.width} x {self._info.height}"
+            )
+
+
+def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> MaskFiles:
+    """The given masks by the 0-based index of their frame. Headers are checked now, pixels read when needed.
 
     Args:
         path: An indexed (or 8-bit gray) PNG for the first frame; or a folder of them named by frame: by image name
@@ -50,7 +90,7 @@ def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int
         first_index: Index of the first frame that is processed.
 
     Returns:
-        uint8 ``(H, W)`` object ids per frame; 255 is void; a mask of {0, 255} is one object.
+        A mapping to uint8 ``(H, W)`` object ids; 255 is void; a mask of {0, 255} is one object.
 
     Raises:
         MaskError: Nothing at ``path``, a mask of another size than the frames, colors instead of indices, a name
@@ -62,7 +102,7 @@ def load_masks(path: Path, info: VideoInfo, *, first_index: int = 0) -> dict[int
         files = {first_index: path}
     else:
         raise MaskError(f"{path}: no such mask file or folder")
-    masks = {index: _read(file, info) for index, file in sorted(files.items())}
+    masks = MaskFiles(files, info)
     if not any(object_ids(mask) for mask in masks.values()):
         raise MaskError(f"{path}: has no object; pixel values are object numbers (1 to 254)")
     return masks
@@ -83,7 +123,7 @@ def _files_by_frame(folder: Path, info: VideoInfo) -> dict[int, Path]:
 
 
 def _number(file: Path, info: VideoInfo) -> int:
-    if not file.stem.isdecimal():
+    if not (file.stem.isascii() and file.stem.isdecimal() and len(file.stem) <= _MAX_DIGITS):
         wanted = f"like its picture, for example {info.frame_names[0]}.png" if info.frame_names else "00000.png"
         raise MaskError(f"{file}: the name is not a frame of {info.path.name}; name masks by frame, {wanted}")
     index = int(file.stem)
@@ -93,13 +133,3 @@ def _number(file: Path, info: VideoInfo) -> int:
             f"(0 to {info.num_frames - 1})"
         )
     return index
-
-
-def _read(file: Path, info: VideoInfo) -> npt.NDArray[np.uint8]:
-    mask = single_object(read_indexed_png(file))
-    if mask.shape != info.image_hw:
-        raise MaskError(
-            f"{file}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the frames are "
-            f"{info.width} x {info.height}"
-        )
-    return mask

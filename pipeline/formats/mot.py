@@ -22,6 +22,7 @@ from pipeline.core.errors import LabelFileError
 from pipeline.core.files import write_text_whole
 from pipeline.core.records import Detections, Track, VideoInfo
 from pipeline.formats.boxes import BoxTable, ClipCounts, check_frame, to_detections
+from pipeline.formats.json_file import LARGEST_FRAME, LARGEST_INTEGER
 
 Kind = Literal["gt", "det", "results"]
 _MIN_COLUMNS = 6
@@ -135,9 +136,13 @@ def _parse(columns: list[str], where: str) -> _Row:
     frame, identity = values[0], values[1]
     if frame != int(frame) or identity != int(identity):
         raise LabelFileError(f"{where}: frame and id must be integers, got {columns[0]} and {columns[1]}")
+    if frame > LARGEST_FRAME or abs(identity) > LARGEST_INTEGER:
+        raise LabelFileError(f"{where}: frame or id is too large, got {columns[0]} and {columns[1]}")
     if frame < 1:
         raise LabelFileError(f"{where}: frame {int(frame)}, but frames count from 1")
     left, top, width, height = values[2] - 1, values[3] - 1, values[4], values[5]
+    if not (math.isfinite(left + width) and math.isfinite(top + height)):
+        raise LabelFileError(f"{where}: the box is too large")
     category, visibility = _class_columns(values)
     return _Row(
         frame=int(frame) - 1,

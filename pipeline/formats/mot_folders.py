@@ -18,14 +18,16 @@ from fractions import Fraction
 from pathlib import Path
 
 from pipeline.core.errors import LabelFileError, MediaError
-from pipeline.core.files import IMAGE_SUFFIXES
+from pipeline.core.files import IMAGE_SUFFIXES, is_component
 from pipeline.core.records import VideoInfo
 from pipeline.formats.image_folder import probe_folder
+from pipeline.formats.json_file import LARGEST_FRAME
 
 DETECTORS = ("DPM", "FRCNN", "SDP")
 SPLITS = ("train", "val", "test")
 #: Frame rate without a ``seqinfo.ini``; only times in seconds depend on it.
 DEFAULT_FRAME_RATE = Fraction(30)
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?(/[1-9]\d{0,8})?", re.ASCII)
 _DETECTOR_SUFFIX = re.compile(rf"-({'|'.join(DETECTORS)})$")
 
 
@@ -123,29 +125,40 @@ def read_seqinfo(path: Path) -> SequenceInfo:
     try:
         parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
         section = parser["Sequence"]
-    except (configparser.Error, KeyError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise LabelFileError(f"{path}: cannot be read ({error.strerror})") from error
+    except (configparser.Error, KeyError, ValueError) as error:
         raise LabelFileError(f"{path}: not a seqinfo.ini: {' '.join(str(error).split())}") from error
 
     def number(key: str) -> Fraction | None:
         text = section.get(key)
         if text is None:
             return None
-        try:
-            value = Fraction(text.strip())
-        except (ValueError, ZeroDivisionError) as error:
-            raise LabelFileError(f"{path}: {key} = {text!r} is not a number") from error
+        if not _NUMBER.fullmatch(text.strip()):
+            raise LabelFileError(f"{path}: {key} = {text[:40]!r} is not a number")
+        value = Fraction(text.strip())
         if value <= 0:
             raise LabelFileError(f"{path}: {key} must be positive, got {text}")
+        if value > LARGEST_FRAME:
+            raise LabelFileError(f"{path}: {key} = {text[:40]} is too large")
         return value
 
     height, width, length = number("imHeight"), number("imWidth"), number("seqLength")
     return SequenceInfo(
         name=section.get("name", path.parent.name),
-        image_folder=section.get("imDir", "img1"),
+        image_folder=_folder_name(section.get("imDir", "img1"), path),
         frame_rate=number("frameRate"),
         num_frames=None if length is None else int(length),
         image_hw=None if height is None or width is None else (int(height), int(width)),
     )
+
+
+def _folder_name(value: str, path: Path) -> str:
+    """A folder's name from a file, which must not lead out of the sequence."""
+    name = value.strip().rstrip("/\\")
+    if not is_component(name):
+        raise LabelFileError(f"{path}: imDir = {value[:40]!r} is not the name of a folder")
+    return name
 
 
 def load_sequence(folder: Path) -> MotSequence:

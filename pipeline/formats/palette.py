@@ -7,6 +7,8 @@ instead of 192; from 22 on gray with the value of the id.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ from PIL import Image
 
 from pipeline.core.errors import MaskError
 from pipeline.core.files import write_bytes_whole
+from pipeline.formats.image_folder import reading_image
 
 _LAST_COLOR = 21
 _ONE_CHANNEL_MODES = {"P", "L", "1"}
+_EXACT_FORMATS = {"PNG", "BMP", "GIF", "PPM", "TIFF"}
 
 
 def davis_palette() -> npt.NDArray[np.uint8]:
@@ -70,16 +74,33 @@ def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         MaskError: The file is missing, is not an image, or has colors instead of indices.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _ONE_CHANNEL_MODES:
-                raise MaskError(
-                    f"{path}: the mask is a {image.mode} image; it must be indexed (palette) or 8-bit gray, "
-                    "with object numbers as pixel values"
-                )
-            values = np.array(image.convert("L") if image.mode == "1" else image)
-    except FileNotFoundError as error:
-        raise MaskError(f"{path}: no such mask") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MaskError(f"{path}: cannot be read as a PNG mask: {error}") from error
-    return np.ascontiguousarray(values, dtype=np.uint8)
+    with _opened(path) as image:
+        return np.ascontiguousarray(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+
+
+def indexed_png_hw(path: Path) -> tuple[int, int]:
+    """Height and width of a mask, from its header.
+
+    Raises:
+        MaskError: As for :func:`read_indexed_png`.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An open one-channel mask whose values are object ids."""
+    if not path.is_file():
+        raise MaskError(f"{path}: no such mask")
+    with reading_image(path, MaskError, "a PNG mask"), Image.open(path) as image:
+        if image.format not in _EXACT_FORMATS:
+            raise MaskError(
+                f"{path}: is a {image.format} file, whose compression changes object numbers; save masks as PNG"
+            )
+        if image.mode not in _ONE_CHANNEL_MODES:
+            raise MaskError(
+                f"{path}: the mask is a {image.mode} image; it must be indexed (palette) or 8-bit gray, "
+                "with object numbers as pixel values"
+            )
+        yield image

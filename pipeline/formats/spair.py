@@ -9,7 +9,6 @@ Layout::
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import LabelFileError, MediaError
+from pipeline.core.files import is_component
+from pipeline.formats.json_file import load_json, shorten
 
 Box = tuple[float, float, float, float]
+_LARGEST_COORDINATE = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ def list_pairs(root: Path, split: str = "test", size: str = "large") -> dict[str
         raise MediaError(f"{root}: is not a SPair-71k folder, {listing} is missing")
     pairs: dict[str, list[Path]] = {}
     for line in sorted(listing.read_text(encoding="utf-8").split()):
+        if not is_component(line):
+            raise MediaError(f"{listing}: {shorten(line)} cannot be the name of a pair")
         category = line.rpartition(":")[2]
         pairs.setdefault(category, []).append(root / "PairAnnotation" / split / f"{line}.json")
     if not pairs:
@@ -69,13 +73,24 @@ def read_pair(path: Path, root: Path) -> SpairPair:
     # Some copies of the data set have "_" in file names for ":", which Windows does not allow.
     file = path if path.is_file() else path.with_name(path.name.replace(":", "_"))
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = load_json(file)
         category = str(fields["category"])
-        points = [np.asarray(fields[name], np.float32).reshape(-1, 2) for name in ("src_kps", "trg_kps")]
+        points = [_points(fields[name]) for name in ("src_kps", "trg_kps")]
         left, top, right, bottom = (float(value) for value in fields["trg_bndbox"])
-        source, target = (root / "JPEGImages" / category / fields[name] for name in ("src_imname", "trg_imname"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = [str(fields[name]) for name in ("src_imname", "trg_imname")]
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise LabelFileError(f"{path}: cannot be read as an SPair-71k pair ({error!r})") from error
+    for name in (category, *names):
+        if not is_component(name):
+            raise LabelFileError(f"{path}: {shorten(name)} cannot be the name of a file")
+    source, target = (root / "JPEGImages" / category / name for name in names)
     if len(points[0]) != len(points[1]):
         raise LabelFileError(f"{path}: {len(points[0])} source and {len(points[1])} target keypoints")
     return SpairPair(category, source, target, points[0], points[1], (left, top, right, bottom))
+
+
+def _points(values: object) -> npt.NDArray[np.float32]:
+    points = np.asarray(values, np.float64).reshape(-1, 2)
+    if not (np.abs(points) <= _LARGEST_COORDINATE).all():
+        raise ValueError(f"coordinates must be numbers up to {_LARGEST_COORDINATE}")
+    return points.astype(np.float32)

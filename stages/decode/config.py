@@ -8,15 +8,20 @@ from pydantic import Field, model_validator
 
 from pipeline.core.config import StrictModel
 
+MAX_SECONDS = 10_000_000.0
+"""Latest start of a range, 115 days: arithmetic on it stays exact."""
+
 
 class DecodeConfig(StrictModel):
     """Which part of the input is read, and how; ``configs/default.yaml`` explains each field."""
 
     backend: Literal["pyav", "decord"] = "pyav"
-    start_seconds: float = Field(0.0, ge=0)
+    stream: int | None = Field(None, ge=0)
+    start_seconds: float = Field(0.0, ge=0, le=MAX_SECONDS)
     end_seconds: float | None = Field(None, gt=0)
-    every: int = Field(1, ge=1)
-    image_frame_rate: float = Field(24.0, gt=0)
+    every: int = Field(1, ge=1, le=1_000_000_000)
+    on_damage: Literal["continue", "stop"] = "continue"
+    image_frame_rate: float = Field(24.0, ge=0.001, le=100_000)
 
     @model_validator(mode="after")
     def _end_after_start(self) -> DecodeConfig:

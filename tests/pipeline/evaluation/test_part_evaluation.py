@@ -116,7 +116,7 @@ def test_spair_layout_is_read(tmp_path: Path) -> None:
 
 
 def test_spair_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"no SPair-71k folder.*test\.txt"):
+    with pytest.raises(MediaError, match=r"not a SPair-71k folder.*test\.txt"):
         list_pairs(tmp_path)
     make_spair(tmp_path)
     file = list_pairs(tmp_path)["cat"][0]
