@@ -21,7 +21,7 @@ from pipeline.assembly import (
     make_stages,
 )
 from pipeline.core.checkpoint import Checkpointer
-from pipeline.core.errors import InputError, StageError, TruncatedError
+from pipeline.core.errors import DamagedError, InputError, StageError, TruncatedError
 from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Pipeline
 from pipeline.formats.detections import read_detections
@@ -99,6 +99,7 @@ def stream(
         InputError: The input, the config or the weights are wrong; raised before the first packet.
         StageError: A stage failed.
         TruncatedError: The input broke off; raised after the last good packet.
+        DamagedError: Frames in the middle could not be decoded; raised after the last packet.
     """
     if config is None:
         config = FlowConfig(annotate=AnnotateConfig(enabled=False))
@@ -111,8 +112,9 @@ def stream(
             yield from chain(pipe, stages)
     except StageError as error:
         raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from error.__cause__
-    if stages.decode.broken:
-        raise TruncatedError(stages.decode.broken)
+    damage = stages.decode.damage
+    if damage is not None:
+        raise (TruncatedError if damage.ends_early else DamagedError)(stages.decode.broken)
 
 
 def survey(

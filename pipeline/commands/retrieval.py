@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,7 +118,7 @@ class _Video:
     flow: FlowConfig
     kinds: Sequence[Kind]
     min_visibility: float
-    masks: dict[int, npt.NDArray[np.uint8]] | None
+    masks: Mapping[int, npt.NDArray[np.uint8]] | None
 
     def ask(self, extractor: Extractor, scores: dict[str, Any]) -> None:
         """Feed every kind's score with the video's objects; frames are read once for all kinds."""
