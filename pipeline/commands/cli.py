@@ -43,6 +43,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("lift-report", "commands.lift_report:lift_report", "What a LiFT module does to features."),
         ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
+        ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),
         ("bench memory", "bench.run:bench_memory", "Memory late in a long video against early."),
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
