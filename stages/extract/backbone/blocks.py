@@ -86,7 +86,7 @@ def attend(attention: Any, normed: Tensor, parts: dict[str, Tensor], rope: Tenso
     key = _rotate(attention, attention.k_norm(_heads(attention, parts["key"])), rope, _ALL)
     value = _heads(attention, parts["value"])
     if is_faster(query, key):
-        mixed = attend_by_head(query, key, value, attention.scale)
+        mixed = attend_by_head(query, key, value, scale=attention.scale)
     else:
         mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))

@@ -27,7 +27,7 @@ def is_faster(query: Tensor, key: Tensor) -> bool:
     return fits and plain and not torch.is_grad_enabled()
 
 
-def attend_by_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
     """Softmax attention of bf16 tensors, as ``F.scaled_dot_product_attention``.
 
     Args:

@@ -16,20 +16,20 @@ from stages.extract.backbone.facets import parse_facet
 @pytest.mark.parametrize("width", [16, 64])
 def test_it_is_softmax_attention_up_to_rounding(tokens: int, width: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
-    parts = [torch.randn(2, 3, tokens, width, generator=generator).bfloat16() for _ in range(3)]
-    expected = F.scaled_dot_product_attention(*(part.float() for part in parts), scale=width**-0.5)
+    q, k, v = (torch.randn(2, 3, tokens, width, generator=generator).bfloat16() for _ in range(3))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=width**-0.5)
     with torch.inference_mode():
-        found = attend_by_head(*parts, scale=width**-0.5)
+        found = attend_by_head(q, k, v, scale=width**-0.5)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
 
 
 def test_the_images_of_a_batch_do_not_touch() -> None:
-    parts = [torch.randn(3, 2, 40, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3)]
+    q, k, v = torch.randn(3, 3, 2, 40, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.inference_mode():
-        together = attend_by_head(*parts, scale=0.25)
+        together = attend_by_head(q, k, v, scale=0.25)
         for image in range(3):
-            alone = attend_by_head(*(part[image : image + 1] for part in parts), scale=0.25)
+            alone = attend_by_head(q[image, None], k[image, None], v[image, None], scale=0.25)
             assert torch.equal(together[image], alone[0])
 
 
