@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pipeline.core.errors import LiftstreamError
 from pipeline.core.runner import STAGE_THREAD_PREFIX
+from pipeline.core.threads import set_thread_pools
 
 
 class CommandEntry(NamedTuple):
@@ -43,6 +44,8 @@ COMMANDS: dict[str, CommandEntry] = {
         ("lift-report", "commands.lift_report:lift_report", "What a LiFT module does to features."),
         ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
+        ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),
+        ("bench threads", "bench.threads:bench_threads", "The flow with other sizes of the thread pools."),
         ("bench memory", "bench.run:bench_memory", "Memory late in a long video against early."),
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
@@ -74,6 +77,7 @@ class LazyCommand(TyperCommand):
         module, function = self._target.split(":")
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(getattr(importlib.import_module(module), function))
+        set_thread_pools()  # of the libraries that the module has loaded
         return typer.main.get_command(app)
 
 

@@ -19,6 +19,7 @@ from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features
 from pipeline.core.state import State
 from stages.extract.backbone.backbone import Backbone, BackboneOutput
+from stages.extract.backbone.cpu_precision import faster_precision
 from stages.extract.backbone.device import autocast, pick_device, pick_precision, store_matmul_weights
 from stages.extract.backbone.facets import FacetSpec, parse_facet
 from stages.extract.backbone.request import ClsKind
@@ -43,6 +44,7 @@ class FeatureModel:
         cue: The saliency cue in use, never ``auto``.
         device: Where the features are.
         precision: Of the matrix products.
+        precision_choice: Why; for ``run.json``.
         lift: The LiFT of the first facet, or None.
         smoother: Replaces defective tokens inside the forward, or None.
     """
@@ -59,6 +61,8 @@ class FeatureModel:
         self.backbone = backbone
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
+        automatic = config.precision == "auto" and self.device.type == "cpu"
+        self.precision_choice = faster_precision().reason() if automatic else "as configured"
         self.facets: tuple[FacetSpec, ...] = tuple(parse_facet(text) for text in config.facets)
         self.names = [str(spec) for spec in self.facets]
         for spec in self.facets:
@@ -72,7 +76,7 @@ class FeatureModel:
         self._asked = tuple({str(spec): spec for spec in (*self.facets, *extra)}.values())
         if config.input_hw is not None:
             _check_input_size(config.input_hw, backbone, config.max_cells)
-        self.lift = _load_lift(config, backbone, self.facets[0], self.device)
+        self.lift = _load_lift(config, backbone, self.facets[0], self.device, self.precision)
         self.smoother = _attach_smoother(config, backbone, self.device)
         backbone.to(self.device)
         store_matmul_weights(backbone.vit, self.precision)
@@ -192,7 +196,7 @@ def _attach_smoother(config: ExtractConfig, backbone: Backbone, device: torch.de
 
 
 def _load_lift(
-    config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device
+    config: ExtractConfig, backbone: Backbone, spec: FacetSpec, device: torch.device, dtype: torch.dtype
 ) -> LoadedLift | None:
     """The LiFT module for the main facet, or None.
 
@@ -202,4 +206,4 @@ def _load_lift(
     if config.lift == "none":
         return None
     loaded = choose_lift(config.lift, backbone, spec)
-    return None if loaded is None else loaded.prepared(device)
+    return None if loaded is None else loaded.prepared(device, dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pipeline.core.errors import CheckpointError
 from pipeline.core.records import Features, Frame, Packet
 from pipeline.core.state import State, packet_from_state, packet_state
 from stages.extract.backbone.backbone import Backbone, load_backbone
@@ -80,6 +81,7 @@ class Extractor:
         """Everything that decides about the packets to come: waiting frames, held packets, counts."""
         return {
             "waiting": [packet_state(Packet(frame)) for frame in self._waiting],
+            "precision": str(self.precision),
             "batch_size": self.batch_size,
             "current_index": self.current_index,
             "input_hw": self._input_hw,
@@ -91,7 +93,16 @@ class Extractor:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`: the next call continues that video, with the same batches."""
+        """Go on from :meth:`state`: the next call continues that video, with the same batches.
+
+        Raises:
+            CheckpointError: The features so far were computed in another precision.
+        """
+        if state["precision"] != str(self.precision):
+            raise CheckpointError(
+                f"extract: the checkpoint was made with precision {state['precision']}, this run uses "
+                f"{self.precision}; set extract.precision accordingly"
+            )
         self.reset()
         self._waiting = [packet_from_state(item).frame for item in state["waiting"]]
         self.batch_size = state["batch_size"]
@@ -125,6 +136,7 @@ class Extractor:
             "saliency": self.cue,
             "device": str(self.device),
             "precision": str(self.precision).removeprefix("torch."),
+            "precision_choice": self._model.precision_choice,
             "batch_size": self.batch_size,
             "stride_px": self.backbone.stride_px,
             "position": self.backbone.position,

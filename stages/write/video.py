@@ -20,6 +20,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.core.files import whole_file
+from pipeline.core.threads import current_pools
 from stages.write.config import WriteConfig
 
 TIME_BASE = Fraction(1, 90_000)
@@ -110,6 +111,7 @@ class SegmentedVideo:
         context = self._stream.codec_context
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base = self._stream.time_base = TIME_BASE
+        context.thread_count = current_pools().encoder
         high = height >= _HD_ROWS
         context.colorspace = context.color_trc = _BT709 if high else _SMPTE170M
         context.color_primaries = _BT709 if high else _SMPTE170M

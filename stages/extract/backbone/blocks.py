@@ -1,8 +1,8 @@
 """The parts of one transformer block, so that only those that are needed are computed.
 
 Works on timm's own modules (``Block`` of VisionTransformer, ``EvaBlock`` of Eva, which DINOv3 uses) and their
-weights. Attention is PyTorch's fused kernel; where one row of the attention matrix is wanted, only that row is
-computed.
+weights. Attention is PyTorch's fused kernel (bf16 on a CPU: ``cpu_attention``); where one row of the attention
+matrix is wanted, only that row is computed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
+
+from stages.extract.backbone.cpu_attention import attend_by_head, is_faster
 
 _THIRDS: Final = {"query": 0, "key": 1, "value": 2}
 _SEPARATE: Final = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
@@ -82,7 +84,11 @@ def attend(attention: Any, normed: Tensor, parts: dict[str, Tensor], rope: Tenso
     """Output of the attention module for the queries in ``rows`` (all, or the CLS token alone)."""
     query = _rotate(attention, attention.q_norm(_heads(attention, parts["query"][:, rows])), rope, rows)
     key = _rotate(attention, attention.k_norm(_heads(attention, parts["key"])), rope, _ALL)
-    mixed = F.scaled_dot_product_attention(query, key, _heads(attention, parts["value"]), scale=attention.scale)
+    value = _heads(attention, parts["value"])
+    if is_faster(query, key):
+        mixed = attend_by_head(query, key, value, scale=attention.scale)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     if getattr(attention, "gate", None) is not None:
         mixed = mixed * attention.gate(normed[:, rows]).sigmoid()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import ConfigError
+from stages.extract.backbone.cpu_precision import faster_precision
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -35,11 +36,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 on CUDA devices that have it, fp16 on others, fp32 on the CPU."""
+    """``auto`` is bf16 on CUDA devices that have it, else fp16; on a CPU bf16 where that is faster, else fp32."""
     if name != "auto":
         return _DTYPES[name]
     if device.type != "cuda":
-        return torch.float32
+        return faster_precision().dtype
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -55,5 +56,5 @@ def store_matmul_weights(module: nn.Module, dtype: torch.dtype) -> None:
     for parameters that need gradients. Norms, layer scales, embeddings and the residual stream stay in float32.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             layer.to(dtype)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError, WeightsError
 from pipeline.core.files import write_bytes_whole
+from stages.extract.backbone.device import store_matmul_weights
 from stages.extract.backbone.facets import FacetSpec, parse_facet
 from stages.extract.backbone.weights import ASSETS, differences, listed, read_weights
 from stages.extract.lift.network import Lift
@@ -107,9 +108,15 @@ class LoadedLift:
             trained = Lift(self.module.channels, patch_px=self.module.patch_px)
         return sum(parameter.numel() for parameter in trained.parameters())
 
-    def prepared(self, device: torch.device | str) -> LoadedLift:
-        """The same for inference: batch norms folded into the convolutions, on ``device``."""
+    def prepared(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LoadedLift:
+        """The same for inference: batch norms folded into the convolutions, on ``device``.
+
+        Args:
+            device: The device.
+            dtype: Precision in which the weights are stored; use the module under autocast to it.
+        """
         module = self.module.fused().to(device)
+        store_matmul_weights(module, dtype)
         if next(module.parameters()).device.type == "cpu":
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, module=module)

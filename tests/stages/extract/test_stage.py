@@ -17,7 +17,13 @@ from stages.extract.backbone.backbone import Backbone, load_backbone
 from stages.extract.backbone.facets import parse_facet
 from stages.extract.log_binning import log_bin
 
-BASE: dict[str, Any] = {"short_side": 32, "facets": ["key@1"], "batch_size": 4, "device": "cpu"}
+BASE: dict[str, Any] = {
+    "short_side": 32,
+    "facets": ["key@1"],
+    "batch_size": 4,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 def tiny(**arguments: Any) -> Backbone:
