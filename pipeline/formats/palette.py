@@ -75,7 +75,8 @@ def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
         MaskError: The file is missing, is not an image, or has colors instead of indices.
     """
     with _opened(path) as image:
-        return np.ascontiguousarray(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+        # A copy: torch warns of arrays that cannot be written to.
+        return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
 
 
 def indexed_png_hw(path: Path) -> tuple[int, int]:
