@@ -1,7 +1,7 @@
 """The motion of every cell since an earlier frame, measured by the matches of its features.
 
-It centers the prior of propagation: a prior around zero motion helps where objects stand still or the camera
-follows them, and loses what crosses the picture. A median over the neighbors removes outliers.
+A prior around zero motion helps where objects stand still or the camera follows them, and loses what crosses the
+picture; a second prior around the measured motion keeps that too. A median over the neighbors removes outliers.
 """
 
 from __future__ import annotations

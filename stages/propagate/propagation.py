@@ -50,8 +50,8 @@ def propagate_labels(
         top_k: Number of cells that vote, over all context frames together.
         temperature: Softmax temperature of the weights.
         keep_ties: Keep every cell that is as similar as the k-th (DINO); otherwise exactly ``top_k`` (videowalk).
-        motion: float32 ``(2, h, w)``: offset (down, right) of each target cell per frame back, in cells. Priors
-            are centered on it times their window's ``prior_frames``; on zero offset without it.
+        motion: float32 ``(2, h, w)``: offset (down, right) of each target cell per frame back, in cells. A
+            context gets the larger of two priors: around zero offset, and around ``prior_frames`` times this.
         max_bytes: Ceiling for the working memory of this call: the copies of windows, similarities, indices. A
             single row of tiles is always worked on, whatever the ceiling.
 
@@ -165,7 +165,7 @@ class _Keys:
         keys = self.values[:, rows].flatten(1, 2)
         mask, squared = self._mask(tile, reach)
         if motion is not None and self.group.priors is not None and bool(self.group.priors[2].any()):
-            squared = self._squared_from(tile, reach, motion)
+            squared = torch.minimum(squared, self._squared_from(tile, reach, motion))
         count = keys.shape[0]
         similarity = torch.baddbmm(mask.expand(count, -1, -1), keys, cells.expand(count, -1, -1))
         if self.group.priors is not None:

@@ -25,7 +25,7 @@ class Window:
             temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
             None: every offset inside the window is equally likely.
         prior_floor: Lower bound of the prior's factor on a weight, in (0, 1], for fast objects.
-        prior_frames: Frames between context and target: the prior is centered on the motion per frame times this.
+        prior_frames: Frames between context and target, over which the measured motion is extrapolated.
     """
 
     radius_cells: float | None = 12
