@@ -53,6 +53,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
+        ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
         ("bench roi", "bench.roi:bench_roi", "ROIAlign against torchvision's operator."),
         ("bench tracking", "bench.tracking:bench_tracking", "Tracking beside other trackers."),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline.commands.davis_sequences import davis_config, run_sequences, summarize_timing
 from pipeline.core.config import load_config, parse_overrides
+from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_json_whole
 from pipeline.core.locations import CONFIGS
 from pipeline.core.options import names_in
@@ -38,6 +40,7 @@ Root = Annotated[Path, typer.Option(help="Folder with JPEGImages, Annotations an
 YearOption = Annotated[DavisYear, typer.Option(help="2016: one object per sequence; 2017: several.")]
 Split = Annotated[str, typer.Option(help="List under ImageSets/YEAR.")]
 Sequences = Annotated[str | None, typer.Option(help="Names separated by commas, instead of a split.")]
+Compare = Annotated[Path | None, typer.Option(help="davis.json of another preset, to show beside these scores.")]
 
 
 def davis(
@@ -52,11 +55,13 @@ def davis(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value, e.g. propagate.top_k=10.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished sequences again.")] = False,
+    compare: Compare = None,
 ) -> None:
     """Carry DAVIS first masks through their sequences, write the masks and score them.
 
     A run that was interrupted goes on after the last finished sequence.
     """
+    other = read_scores(compare) if compare is not None else None
     flow = load_config(
         FlowConfig, load_preset(config, preset), parse_overrides(overrides or []), origin=str(config)
     )
@@ -77,6 +82,8 @@ def davis(
     write_json_whole(output / "davis.json", report)
     write_index(output)
     _show(report, f"DAVIS {year.value}, {preset or config.name}")
+    if other is not None:
+        _show_beside(report, other, (str(preset or config.name), str(other.get("preset") or compare)))
     _show_timing(report["timing"], records, output / "davis.json")
 
 
@@ -87,16 +94,64 @@ def davis_score(
     split: Split = "val",
     sequences: Sequences = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the scores.")] = None,
+    compare: Compare = None,
 ) -> None:
     """Score a folder of index masks by the official rules: J and F, mean, recall and decay."""
+    other = read_scores(compare) if compare is not None else None
     report = score_results(_open(root, year, split, sequences), results)
     report["year"] = year.value
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json_whole(output, report)
     _show(report, f"DAVIS {year.value}, {results}")
+    if other is not None:
+        _show_beside(report, other, (str(results), str(other.get("preset") or compare)))
     if output is not None:
         _say(f"wrote {output}")
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The scores of a ``davis.json``.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no scores.
+    """
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if all("J&F" in scores for scores in report["sequences"].values()):
+            return report
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a davis.json with scores ({error})") from error
+    raise ConfigError(f"{path}: not a davis.json with scores")
+
+
+def differences(report: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """J&F in percent of the sequences that both have, and what the first has more.
+
+    >>> ours, theirs = ({"sequences": {"dog": {"J&F": value}}} for value in (0.75, 0.5))
+    >>> differences(ours, theirs)
+    {'dog': (75.0, 50.0, 25.0)}
+    """
+    found = {}
+    for name, scores in report["sequences"].items():
+        if name in other["sequences"]:
+            ours, theirs = 100 * scores["J&F"], 100 * other["sequences"][name]["J&F"]
+            found[name] = (ours, theirs, ours - theirs)
+    return found
+
+
+def _show_beside(report: dict[str, Any], other: dict[str, Any], names: tuple[str, str]) -> None:
+    found = differences(report, other)
+    if not found:
+        _say("compare: no sequence is in both")
+        return
+    table = Table("sequence", title="J&F in percent", title_justify="left")
+    for name in (*names, "difference"):
+        table.add_column(name, justify="right")
+    mean = [sum(values) / len(found) for values in zip(*found.values(), strict=True)]
+    for name, (ours, theirs, change) in {**found, "mean": mean}.items():
+        table.add_row(name, f"{ours:.1f}", f"{theirs:.1f}", f"{change:+.1f}")
+    Console().print(table)
 
 
 def _open(root: Path, year: DavisYear, split: str, sequences: str | None) -> list[DavisSequence]:

@@ -34,6 +34,7 @@ class PropagateConfig(StrictModel):
     window_on_references: bool = True
     prior_sigma_cells: float | None = Field(None, gt=0)
     prior_floor: float | None = Field(None, gt=0, le=1)
+    prior_motion: bool = False
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True
@@ -62,4 +63,5 @@ def at_distance(config: PropagateConfig, window: Window, frames_apart: int) -> W
     if config.prior_sigma_cells is None:
         return window
     sigma = config.prior_sigma_cells * max(frames_apart, 1) ** 0.5
-    return replace(window, prior_sigma_cells=sigma, prior_floor=config.prior_floor)
+    frames = frames_apart if config.prior_motion else 0
+    return replace(window, prior_sigma_cells=sigma, prior_floor=config.prior_floor, prior_frames=frames)

@@ -37,6 +37,7 @@ def propagate_labels(
     top_k: int = 5,
     temperature: float = 0.1,
     keep_ties: bool = True,
+    motion: Tensor | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Tensor:
     """Propagate the context frames' labels to the target frame.
@@ -49,6 +50,8 @@ def propagate_labels(
         top_k: Number of cells that vote, over all context frames together.
         temperature: Softmax temperature of the weights.
         keep_ties: Keep every cell that is as similar as the k-th (DINO); otherwise exactly ``top_k`` (videowalk).
+        motion: float32 ``(2, h, w)``: offset (down, right) of each target cell per frame back, in cells. A
+            context gets the larger of two priors: around zero offset, and around ``prior_frames`` times this.
         max_bytes: Ceiling for the working memory of this call: the copies of windows, similarities, indices. A
             single row of tiles is always worked on, whatever the ceiling.
 
@@ -76,7 +79,10 @@ def propagate_labels(
         windows_of_strip = [group.copy(strip) for group in groups]
         for tile in strip.tiles():
             cells = query[tile.top : tile.bottom, tile.left : tile.right].reshape(-1, query.shape[-1]).T
-            scored = [keys.score(tile, cells) for keys in windows_of_strip]
+            centers = (
+                None if motion is None else motion[:, tile.top : tile.bottom, tile.left : tile.right].flatten(1)
+            )
+            scored = [keys.score(tile, cells, centers) for keys in windows_of_strip]
             votes = selection.vote(scored)
             out[:, tile.top : tile.bottom, tile.left : tile.right] = votes.reshape(num_labels, *tile.size)
     return out
@@ -122,8 +128,8 @@ class _Strip(_Area):
 class _Group:
     """Context frames whose windows have one shape: keys ``(h, w, C)`` each, labels ``(K, n, h, w)``.
 
-    ``priors`` ``(2, n, 1, 1)`` are the frames' :meth:`Window.prior`, None where there is none; ``masks`` caches,
-    by the kind of tile, what its window's ragged edge excludes, and the squared offsets.
+    ``priors`` ``(3, n, 1, 1)`` are the frames' :meth:`Window.prior` and ``prior_frames``, None without a prior;
+    ``masks`` caches, by the kind of tile, what its window's ragged edge excludes, and the squared offsets.
     """
 
     window: Window
@@ -151,19 +157,32 @@ class _Keys:
     values: Tensor
     labels: Tensor
 
-    def score(self, tile: _Area, cells: Tensor) -> _Scores:
-        """Similarities of the tile's cells ``(C, Q)`` with the rectangle that holds their windows."""
+    def score(self, tile: _Area, cells: Tensor, motion: Tensor | None) -> _Scores:
+        """Similarities of the tile's cells ``(C, Q)``, moving by ``(2, Q)``, with their windows' rectangle."""
         height, width = self.group.keys[0].shape[:2]
         reach = tile.grown(self.group.window.reach, height, width)
         rows = slice(reach.top - self.area.top, reach.bottom - self.area.top)
         keys = self.values[:, rows].flatten(1, 2)
         mask, squared = self._mask(tile, reach)
+        if motion is not None and self.group.priors is not None and bool(self.group.priors[2].any()):
+            squared = torch.minimum(squared, self._squared_from(tile, reach, motion))
         count = keys.shape[0]
         similarity = torch.baddbmm(mask.expand(count, -1, -1), keys, cells.expand(count, -1, -1))
         if self.group.priors is not None:
-            factor, cap = self.group.priors
+            factor, cap, _ = self.group.priors
             similarity.addcmul_(torch.minimum(squared, cap), factor)
         return _Scores(similarity.view(count * reach.size[0], reach.size[1], -1), self.labels[:, :, rows])
+
+    def _squared_from(self, tile: _Area, reach: _Area, motion: Tensor) -> Tensor:
+        """Squared distances ``(n, cells, Q)`` from where each cell was in each context frame by its motion."""
+        assert self.group.priors is not None
+        rows = _offsets(reach.top, reach.bottom, tile.top, tile.bottom, motion.device)
+        columns = _offsets(reach.left, reach.right, tile.left, tile.right, motion.device)
+        down = rows[:, :, None].expand(-1, -1, tile.size[1]).flatten(1)
+        right = columns[:, None].expand(-1, tile.size[0], -1).flatten(1)
+        frames = self.group.priors[2]
+        vertical, horizontal = (down - frames * motion[0]) ** 2, (right - frames * motion[1]) ** 2
+        return (vertical[:, :, None] + horizontal[:, None]).flatten(1, 2)
 
     def _mask(self, tile: _Area, reach: _Area) -> tuple[Tensor, Tensor]:
         # Tiles at the same distance from the borders share their mask: a handful of them in all.
@@ -261,12 +280,13 @@ def _group(
 ) -> list[_Group]:
     members: dict[tuple[Window, int], list[int]] = {}
     for index, window in enumerate(windows):
-        shape = replace(window, prior_sigma_cells=None, prior_floor=None)
+        shape = replace(window, prior_sigma_cells=None, prior_floor=None, prior_frames=0)
         # Without a limit there is nothing to copy together: each such frame is read where it lies.
         members.setdefault((shape, -1 if window.reach is not None else index), []).append(index)
     groups = []
     for (window, _), indices in members.items():
-        priors = torch.tensor([windows[i].prior(temperature) for i in indices], device=contexts[0].device).T
+        values = [(*windows[i].prior(temperature), float(windows[i].prior_frames)) for i in indices]
+        priors = torch.tensor(values, device=contexts[0].device).T
         groups.append(
             _Group(
                 window,

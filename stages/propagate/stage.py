@@ -33,6 +33,7 @@ from stages.propagate.label_maps import (
     unpack_cells,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
+from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
 from stages.propagate.propagation import Window, propagate_labels
 
@@ -192,11 +193,26 @@ class Propagator:
         windows = [self._reference_window] * len(self._memory.references)
         for memory in self._memory.recent:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
-        fine = self._propagate(descriptors, self._memory.entries(), windows)
+        motion = self._motion(packet.index, descriptors)
+        fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
         mask = self._decode(fine, packet.frame.image, grid)
         return _FrameLabels(fine, mask, _confidence(fine))
 
-    def _propagate(self, target: Tensor, entries: Sequence[Memory], windows: Window | Sequence[Window]) -> Tensor:
+    def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
+        """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
+        if not self.config.prior_motion or self.config.prior_sigma_cells is None:
+            return None
+        latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
+        offset = measure_motion(descriptors, latest.descriptors, self._window, max_bytes=self.config.max_bytes)
+        return offset / (index - latest.frame_index)
+
+    def _propagate(
+        self,
+        target: Tensor,
+        entries: Sequence[Memory],
+        windows: Window | Sequence[Window],
+        motion: Tensor | None = None,
+    ) -> Tensor:
         parts = self.config.label_cells
         packed = propagate_labels(
             target,
@@ -206,6 +222,7 @@ class Propagator:
             top_k=self.config.top_k,
             temperature=self.config.temperature,
             keep_ties=self.config.keep_ties,
+            motion=motion,
             max_bytes=self.config.max_bytes,
         )
         return unpack_cells(packed, parts)

@@ -25,6 +25,7 @@ class Window:
             temperature is added to the similarity, before the selection: weights are multiplied by the Gaussian.
             None: every offset inside the window is equally likely.
         prior_floor: Lower bound of the prior's factor on a weight, in (0, 1], for fast objects.
+        prior_frames: Frames between context and target, over which the measured motion is extrapolated.
     """
 
     radius_cells: float | None = 12
@@ -32,6 +33,7 @@ class Window:
     inclusive: bool = False
     prior_sigma_cells: float | None = None
     prior_floor: float | None = None
+    prior_frames: int = 0
 
     @property
     def reach(self) -> int | None:
@@ -56,7 +58,7 @@ class Window:
         return torch.zeros_like(squared).masked_fill(~inside, -math.inf)
 
     def prior(self, temperature: float) -> tuple[float, float]:
-        """The prior's part of the similarity: the first times the squared offset, which the second caps."""
+        """The prior's part of the similarity: the first times the squared distance, which the second caps."""
         if not self.prior_sigma_cells:
             return 0.0, math.inf
         variance = self.prior_sigma_cells**2

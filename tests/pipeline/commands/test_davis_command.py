@@ -204,3 +204,19 @@ def test_presets_build_on_each_other(tmp_path: Path) -> None:
     assert load_preset(plain, None) == {"queue_depth": 2}
     with pytest.raises(ConfigError, match="has no presets"):
         load_preset(plain, "dino")
+
+
+def test_two_results_are_shown_side_by_side(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(root, tmp_path / "first", "--sequences", "ball") == 0
+    capsys.readouterr()
+    first = tmp_path / "first" / "davis.json"
+    assert run(root, tmp_path / "second", "--sequences", "ball,cube", "--compare", str(first)) == 0
+    shown = capsys.readouterr().out
+    assert "difference" in shown
+    assert "+0.0" in shown
+    first.write_text('{"sequences": {"ball": {}}}', encoding="utf-8")
+    score = ["davis-score", "--root", str(root), "--year", "2017", "--results", str(tmp_path / "second")]
+    assert run_pipeline.main([*score, "--compare", str(first)]) == 2
+    assert "davis.json: not a davis.json with scores" in " ".join(capsys.readouterr().err.split())

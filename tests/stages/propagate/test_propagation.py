@@ -49,6 +49,7 @@ def naive(
     top_k: int,
     temperature: float,
     keep_ties: bool,
+    motion: Tensor | None = None,
 ) -> Tensor:
     """Protocol 3.1, steps 2 to 5, cell by cell; videowalk's selection without ``keep_ties``."""
     _, height, width = target.shape
@@ -62,7 +63,10 @@ def naive(
                     continue
                 weight = torch.exp(torch.dot(target[:, row, column], context[:, r, c]) / temperature)
                 if window.prior_sigma_cells:
-                    squared = (r - row) ** 2 + (c - column) ** 2
+                    down, right = (0.0, 0.0) if motion is None else motion[:, row, column].tolist()
+                    down, right = down * window.prior_frames, right * window.prior_frames
+                    moved = (r - row - down) ** 2 + (c - column - right) ** 2
+                    squared = min((r - row) ** 2 + (c - column) ** 2, moved)
                     prior = torch.exp(torch.tensor(-squared / (2 * window.prior_sigma_cells**2)))
                     weight = weight * prior.clamp(min=window.prior_floor or 0)
                 weights.append(weight)
@@ -99,6 +103,16 @@ def test_equals_the_naive_version(case: str, size: tuple[int, int]) -> None:
         target, contexts, labels, windows=windows, top_k=top_k, temperature=temperature, keep_ties=ties
     )
     want = naive(target, contexts, labels, windows, top_k=top_k, temperature=temperature, keep_ties=ties)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(7, 11), (17, 10)])
+def test_priors_around_motion_equal_the_naive_version(size: tuple[int, int]) -> None:
+    target, contexts, labels = random_inputs((8, *size), 3, 3)
+    windows = [SQUARE, *(Window(3, prior_sigma_cells=1.5, prior_floor=0.2, prior_frames=n) for n in (2, 1))]
+    motion = 3 * torch.rand(2, *size, generator=torch.Generator().manual_seed(3)) - 1.5
+    got = propagate_labels(target, contexts, labels, windows=windows, motion=motion)
+    want = naive(target, contexts, labels, windows, top_k=5, temperature=0.1, keep_ties=True, motion=motion)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 

@@ -92,6 +92,7 @@ def test_presets_of_the_references_agree_on_an_easy_video() -> None:
         config(window="disc_inclusive", temperature=0.2),
         config(first_labels="area", label_cells=4, refine={"enabled": True}, prior_sigma_cells=4.0),
         config(upsample_factor=4),
+        config(prior_sigma_cells=4.0, prior_motion=True),
     ):
         out, _ = carry(truth, {0: truth[0]}, settings)
         assert iou(out[-1], truth[-1], 1) > 0.5, settings
@@ -274,7 +275,7 @@ STATEFUL = {
     "plain": config(stretch="none"),
     "videowalk": config(window="disc", window_on_references=False, prefix_copies=4, keep_ties=False),
     "parts and refinement": config(
-        label_cells=4, first_labels="area", refine={"enabled": True}, prior_sigma_cells=4.0
+        label_cells=4, first_labels="area", refine={"enabled": True}, prior_sigma_cells=4.0, prior_motion=True
     ),
 }
 
