@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from pipeline.core.arrays import FloatArray, IntArray
 from pipeline.core.grid import PatchGrid
+from pipeline.core.guided_filter import fast_guided_filter
 from pipeline.core.kmeans import squared_distances
 from pipeline.core.records import PartMap
 from stages.cosegment.codebook import Codebook
 from stages.cosegment.crf import dense_crf
-from stages.cosegment.guided import guided_filter
 from stages.cosegment.observation import Observation
 from stages.cosegment.temporal_maps import TemporalMaps
 
@@ -126,7 +126,7 @@ def _soft_labels(
     foreground = np.asarray(1.0 - soft[0], np.float32)
     if guided:
         radius = max(1, round(max(grid.stride_px) / 2))
-        foreground = guided_filter(image, foreground[None], radius_px=radius)[0]
+        foreground = fast_guided_filter(image, foreground[None], radius_px=radius)[0]
     inside = cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR) >= 0.5
     best = np.asarray(numbers[soft[1:].argmax(axis=0)], np.uint8)
     return np.where(inside, cv2.resize(best, size, interpolation=cv2.INTER_NEAREST), 0).astype(np.uint8)

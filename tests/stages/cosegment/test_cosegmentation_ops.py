@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.grid import PatchGrid
+from pipeline.core.guided_filter import fast_guided_filter
 from pipeline.images.correspondences import best_buddies, find_correspondences, nearest_neighbors
 from pipeline.images.grabcut import grabcut
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, cosegment_images
@@ -12,7 +13,6 @@ from pipeline.images.tokencut import normalized_cut
 from stages.cosegment.cosegmentation import KmeansOptions, common_labels, fit_parts, three_stage_parts
 from stages.cosegment.crf import CrfOptions, dense_crf
 from stages.cosegment.foreground import Moments, fit_discriminant
-from stages.cosegment.guided import guided_filter
 from stages.cosegment.motion import continuity, dense_flow, moving_evidence, object_motion, small_gray
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.reservoir import EvenReservoir
@@ -164,9 +164,9 @@ def test_guided_filter_follows_the_edge_and_keeps_constants() -> None:
     image[:, 42:] = 200
     soft = np.zeros((1, 6, 8), np.float32)
     soft[:, :, 4:] = 1
-    out = guided_filter(image, soft, radius_px=8)[0]
+    out = fast_guided_filter(image, soft, radius_px=8)[0]
     assert out[:, 43:].min() > out[:, :41].max()
-    flat = guided_filter(image, np.full((1, 6, 8), 0.3, np.float32), radius_px=8)
+    flat = fast_guided_filter(image, np.full((1, 6, 8), 0.3, np.float32), radius_px=8)
     assert np.allclose(flat, 0.3, atol=1e-3)
 
 
