@@ -54,6 +54,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
+        ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),
         ("bench roi", "bench.roi:bench_roi", "ROIAlign against torchvision's operator."),
         ("bench tracking", "bench.tracking:bench_tracking", "Tracking beside other trackers."),
     )
