@@ -316,7 +316,7 @@ def bench_fuzz(
     table = Table(*COLUMNS)
     for row in outcome_table(outcomes):
         table.add_row(*(str(row[column]) for column in COLUMNS))
-    Console().print(table)
+    Console(width=160).print(table)
     if output is not None:
         rows = [{name: getattr(outcome, name) for name in Outcome.__slots__} for outcome in outcomes]
         write_json_whole(output, {"seed": seed, "files_per_container": files, "outcomes": rows})

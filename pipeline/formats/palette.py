@@ -75,8 +75,7 @@ def read_indexed_png(path: Path) -> npt.NDArray[np.uint8]:
         MaskError: The file is missing, is not an image, or has colors instead of indices.
     """
     with _opened(path) as image:
-        # A copy: torch warns of arrays that cannot be written to.
-        return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+        return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)  # a writable copy
 
 
 def indexed_png_hw(path: Path) -> tuple[int, int]:

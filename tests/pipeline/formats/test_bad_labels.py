@@ -242,7 +242,9 @@ def _mutated(content: bytes, rng: np.random.Generator) -> bytes:
             content[:at] + _TOKENS[rng.integers(len(_TOKENS))] + content[at + length :],
             content[:at] + content[at + length :],
             content[:at] + content[at : at + length] + content[at:],
-            content[:at] + bytes(byte ^ 1 << flipped for byte in content[at : at + 2]) + content[at + 2 :],
+            content[:at]
+            + bytes(byte ^ 1 << int(rng.integers(8)) for byte in content[at : at + 2])
+            + content[at + 2 :],
         )
         content = edits[rng.integers(len(edits))]
     return content
@@ -256,7 +258,11 @@ def test_mutated_label_files_raise_nothing_but_input_errors(tmp_path: Path) -> N
         ("bdd.json", _bdd_json(), lambda path: read_detections(path, INFO)),
         ("videos.json", _bdd_json(), bdd.read_videos),
         ("coco.json", _coco_json(), lambda path: read_detections(path, INFO)),
-        ("table.json", _coco_json(), lambda path: coco.read_table(path, frame_names=("0", "1"), num_frames=3)),
+        (
+            "table.json",
+            _coco_json(),
+            lambda path: coco.read_table(path, frame_names=("0", "1", "2"), num_frames=3),
+        ),
         ("pair.json", _spair_json(), lambda path: read_pair(path, tmp_path)),
         ("seqinfo.ini", b"[Sequence]\nname=a\nimDir=img1\nframeRate=30\nseqLength=9\nimWidth=64\nimHeight=48\n",
          read_seqinfo),
