@@ -5,8 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
@@ -59,10 +58,15 @@ def bench_threads(
 
 
 def sensible_pools(cores: int) -> list[ThreadPools]:
-    """The default, and every mix of one thread and all cores."""
-    sizes = sorted({1, cores})
-    mixed = [ThreadPools(*sizes_of_pools) for sizes_of_pools in product(sizes, repeat=4)]
-    return list(dict.fromkeys([default_pools(cores), *mixed]))
+    """The default; one thread each; all cores each; and the default with one pool at 1, 2 or all cores."""
+    default = default_pools(cores)
+    changed = [
+        replace(default, **{pool.name: size})
+        for pool in fields(ThreadPools)
+        for size in sorted({1, min(2, cores), cores})
+    ]
+    extremes = [ThreadPools(size, size, size, size) for size in (1, cores)]
+    return list(dict.fromkeys([default, *extremes, *changed]))
 
 
 def _measure(pools: ThreadPools, source: Path, config: Path | None, overrides: list[str], repeats: int) -> Timing:

@@ -223,8 +223,8 @@ def resample_axis(values: Tensor, dim: int, size: int, first: float, step: float
     length = values.shape[dim]
     if step == 1.0 and first == 0.5 and size <= length:
         return values.narrow(dim, 0, size)
-    positions = torch.arange(size, dtype=torch.float64) * step + (first - 0.5)
-    positions = positions.clamp(0, length - 1).to(values.device)
+    positions = torch.arange(size, dtype=torch.float64, device=values.device) * step + (first - 0.5)
+    positions = positions.clamp(0, length - 1)
     below = positions.floor().long().clamp(max=max(length - 2, 0))
     shape = [1] * values.ndim
     shape[dim] = size

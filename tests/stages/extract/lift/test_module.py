@@ -116,6 +116,15 @@ def test_prepared_gives_the_same_features(saved: Path) -> None:
     torch.testing.assert_close(lift.prepared("cpu").upsample(images, features, 2), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_stored_in_bf16_change_nothing_under_autocast(saved: Path) -> None:
+    lift = load_lift(saved)
+    images, features = torch.randn(1, 3, 42, 28), torch.randn(1, 8, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = lift.prepared("cpu").upsample(images, features)
+        found = lift.prepared("cpu", torch.bfloat16).upsample(images, features)
+    assert torch.equal(found, expected)
+
+
 def test_no_bundled_lift_for_other_layers_or_backbones() -> None:
     assert find_bundled("dinov2_vits14", parse_facet("key@3")) is None
     assert find_bundled("dino_vitb8", parse_facet("key@11")) is None
