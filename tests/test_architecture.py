@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "stages.write",
     ),
     ("pipeline.evaluation", "pipeline.training", "pipeline.run_record", "pipeline.assembly"),
+    ("pipeline.report", "pipeline.export"),
     ("pipeline.session",),
     ("pipeline.flow",),
     ("pipeline.images",),
