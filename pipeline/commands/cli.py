@@ -33,6 +33,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("match", "commands.match:match", "Corresponding points of two images."),
         ("discover", "commands.discover:discover", "One box per image around its main object."),
         ("spair", "commands.spair:spair", "Keypoint transfer on SPair-71k (PCK)."),
+        ("review", "commands.review:review", "The report of a run in a browser."),
         ("export", "commands.export:export", "The masks of a run in the formats of other tools."),
         ("davis", "commands.davis:davis", "Label propagation on DAVIS, with scores."),
         ("davis-score", "commands.davis:davis_score", "J and F of masks that are there."),

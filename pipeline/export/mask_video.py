@@ -40,7 +40,10 @@ ENCODINGS: dict[str, _Encoding] = {
         "prores_ks", "yuva444p10le", has_alpha=True, options={"profile": "4444", "alpha_bits": "16"}
     ),
     ".webm": _Encoding(
-        "libvpx-vp9", "yuva420p", has_alpha=True, options={"crf": "20", "b": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5"}
+        "libvpx-vp9",
+        "yuva420p",
+        has_alpha=True,
+        options={"crf": "20", "b": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5"},
     ),
 }
 """Encodings by suffix of the file."""

@@ -13,7 +13,7 @@ from tests.run_folders import COUNT, RATE, SIZE, index_mask, make_run
 
 def test_everything_in_the_folder_is_read_back(tmp_path: Path) -> None:
     run = RunFolder(make_run(tmp_path / "square"))
-    assert (run.name, run.image_hw, run.frame_rate) == ("square.mp4", SIZE, RATE)
+    assert (run.name, run.image_hw, float(run.frame_rate)) == ("square.mp4", SIZE, RATE)
     assert [index for index, _ in run.read_masks()] == list(range(COUNT))
     assert all((mask == index_mask(index)).all() for index, mask in run.read_masks())
     assert run.frames() == list(range(COUNT))

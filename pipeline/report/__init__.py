@@ -1,0 +1,6 @@
+"""The page a person looks at: one HTML file per run, and an index of many runs."""
+
+from pipeline.report.index import INDEX, write_index
+from pipeline.report.page import REPORT, write_report
+
+__all__ = ["INDEX", "REPORT", "write_index", "write_report"]
