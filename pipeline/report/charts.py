@@ -25,25 +25,26 @@ def confidence_strips(strips: list[Strip], clock: Clock) -> Markup:
 
 
 def _strip_row(strip: Strip, clock: Clock) -> Markup:
-    values = binned(strip, clock.duration, min(_BINS, max(1, round(clock.duration / clock.frame_seconds))))
     bins = min(_BINS, max(1, round(clock.duration / clock.frame_seconds)))
     width = 1000 / bins
+    worst = float(strip.confidence.min())
+    bottom = 0.5 if worst >= 0.5 else 0.0
     bars = "".join(
-        f'<rect x="{place * width:.2f}" y="{40 * (1 - value):.2f}" width="{width + 0.2:.2f}" '
-        f'height="{40 * value:.2f}"/>'
-        for place, value in values.items()
+        f'<rect x="{place * width:.2f}" y="{40 * (1 - value) / (1 - bottom):.2f}" width="{width + 0.2:.2f}" '
+        f'height="{40 * (value - bottom) / (1 - bottom):.2f}"/>'
+        for place, value in binned(strip, clock, bins).items()
     )
     chart = (
         f'<svg viewBox="0 0 1000 40" preserveAspectRatio="none" aria-hidden="true" fill="{strip.color}">'
         f'<line x1="0" x2="1000" y1="20" y2="20" class="half"/>{bars}</svg>'
     )
     marks = "".join(_mark(moment, clock) for moment in strip.worst)
-    mean = float(strip.confidence.mean())
+    facts = f" mean {strip.confidence.mean():.2f}, worst {worst:.2f} (drawn from {bottom:g} to 1)"
     label = element(
         "div",
         swatch(strip.color),
         element("b", text(name_of(strip))),
-        element("span", text(f" mean {mean:.2f}, worst {strip.confidence.min():.2f}"), class_="note"),
+        element("span", text(facts), class_="note"),
         class_="label",
     )
     return element("div", label, element("div", chart, marks, class_="chart", data_strip=strip.object_id))

@@ -119,7 +119,9 @@ def settings(run: RunFolder) -> Markup:
     ]
     if not rows:
         return section("Settings", element("p", text("All settings are the defaults.")))
-    return section("Settings that differ from the defaults", table(("setting", "here", "default"), rows))
+    return section(
+        "Settings that differ from the defaults", table(("setting", "here", "default"), rows, class_="long")
+    )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -122,7 +122,7 @@ def _confidence(strips: list[Strip], clock: Clock, *, of_masks: bool) -> Markup:
     if not strips:
         return ""
     what = "Confidence of each object's mask" if of_masks else "Score of each tracked box"
-    note = f"{what} over the video, from 0 (bottom) to 1 (top). Dots mark the worst moments; click to go there."
+    note = f"{what} over the video. Dots mark the worst moments; click anywhere to go there."
     return section("Confidence over time", confidence_strips(strips, clock), note=note, id_="confidence")
 
 

@@ -144,14 +144,11 @@ def mean_doubt(strips: list[Strip]) -> float | None:
     return float(1 - values[: max(1, len(values) // 10)].mean())
 
 
-def binned(strip: Strip, duration: float, bins: int) -> Mapping[int, float]:
-    """The smallest confidence in each of ``bins`` equal spans of the video; spans without the object are absent.
-
-    >>> short = Strip(1, "", np.array([0, 1]), np.array([0.0, 0.9]), np.array([0.5, 0.8]), ())
-    >>> dict(binned(short, 1.0, 2))
-    {0: 0.5, 1: 0.8}
-    """
-    places = (strip.seconds / duration * bins).astype(int).clip(0, bins - 1)
+def binned(strip: Strip, clock: Clock, bins: int) -> Mapping[int, float]:
+    """The smallest confidence by span of the video, ``bins`` in all; spans without the object are left out."""
+    # The middle of a frame, so that rounding does not put two frames into one span of the length of a frame.
+    middle = strip.seconds + clock.frame_seconds / 2
+    places = (middle / clock.duration * bins).astype(int).clip(0, bins - 1)
     smallest: dict[int, float] = {}
     for place, confidence in zip(places.tolist(), strip.confidence.tolist(), strict=True):
         smallest[place] = min(smallest.get(place, 1.0), confidence)
