@@ -12,14 +12,19 @@ from pipeline.assembly import FlowConfig, Stages
 from pipeline.core.checkpoint import Checkpointer, find_snapshot
 from pipeline.core.errors import InputError, LiftstreamError, OutputError, RunInterrupted, StageError, WriteError
 from pipeline.core.runner import STAGE_THREAD_PREFIX, Pipeline
+from pipeline.report import write_report
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
+from stages.write import Writer
 from stages.write.folder import CHECKPOINT
 
 _NOT_IN_IDENTITY: Final[dict[str, Any]] = {
     "queue_depth": True,
-    "write": {"checkpoint_seconds": True, "checkpoint_frames": True},
+    "write": {"checkpoint_seconds": True, "checkpoint_frames": True, "report": True},
 }
 """Settings that change no byte of the results, so that a run may be resumed with others."""
+
+_PAGE_ERRORS = (LiftstreamError, OSError, ValueError, LookupError, TypeError, ArithmeticError)
+"""A run whose results are on the disk does not fail because of its page."""
 
 
 class Session:
@@ -139,7 +144,17 @@ class Session:
         else:
             if finished:
                 write.discard_checkpoint()
-        result.paths = write.paths()
+            self._write_report(write)
+        result.paths = [*write.paths(), *result.paths]
+
+    def _write_report(self, write: Writer) -> None:
+        """Write ``report.html``; a page that cannot be made is a warning, as the results are there."""
+        if not write.config.report or self.result.status == "interrupted":
+            return
+        try:
+            self.result.paths.append(write_report(self.result.folder))
+        except _PAGE_ERRORS as error:
+            self.result.warnings.append(f"no report: {error}")
 
     def _raise_the_cause(self, exc: BaseException) -> None:
         """Turn a stage's error into what the caller can act on; the others pass as they are."""

@@ -94,6 +94,7 @@ def test_the_mask_follows_the_square(video: Path, mask: Path, tmp_path: Path) ->
         "files.sha256",
         "masks",
         "objects.csv",
+        "report.html",
         "run.json",
     ]
     with Image.open(tmp_path / "square" / "masks" / "00009.png") as image:

@@ -30,7 +30,8 @@ FPS_SCOPE = (
 
 def davis_config(config: FlowConfig) -> FlowConfig:
     """The config with the stages switched off that DAVIS does not need, and only masks written."""
-    masks_only = {"masks": True, "annotated_video": False, "parts": False, "tracks": False, "objects": False}
+    masks_only = {"masks": True, "annotated_video": False, "parts": False, "tracks": False}
+    masks_only |= {"objects": False, "report": False}
     return config.only("propagate", "write", write=masks_only)
 
 

@@ -13,8 +13,8 @@ from pipeline.core.errors import LiftstreamError, OutputError
 from pipeline.core.files import path_inside, write_text_whole
 from pipeline.formats.run_folder import RunFolder, find_runs
 from pipeline.report.markup import Markup, document, element, table, text
-from pipeline.report.page import REPORT
 from pipeline.report.strips import Clock, mean_doubt, most_doubtful, object_strips, track_strips
+from stages.write.folder import REPORT
 
 INDEX = "index.html"
 DAVIS_SCORES, TRACK_SCORES = "davis.json", "scores.json"

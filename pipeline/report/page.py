@@ -12,8 +12,8 @@ from pipeline.report.charts import confidence_strips, name_of, swatch, time_line
 from pipeline.report.markup import Markup, document, element, section, text
 from pipeline.report.pictures import packed_masks, thumbnails
 from pipeline.report.strips import Clock, Moment, Strip, most_doubtful, object_strips, track_strips
+from stages.write.folder import REPORT
 
-REPORT = "report.html"
 NUM_DOUBTFUL = 12
 _MAX_TOGGLES = 60
 

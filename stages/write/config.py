@@ -22,6 +22,7 @@ class WriteConfig(StrictModel):
     parts: bool = True
     tracks: bool = True
     objects: bool = True
+    report: bool = True
     crf: int = Field(20, ge=0, le=51)
     encoder_preset: EncoderPreset = "veryfast"
     segment_frames: int = Field(64, ge=1)

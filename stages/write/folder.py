@@ -16,6 +16,7 @@ from pipeline.core.files import path_inside
 
 RECORD = "run.json"
 FILE_LIST = "files.sha256"
+REPORT = "report.html"
 CHECKPOINT = "checkpoint"
 PRODUCER = "liftstream"
 
@@ -58,7 +59,7 @@ def clear_output(folder: Path) -> None:
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and not checkpoint.is_symlink():
         shutil.rmtree(checkpoint)
-    for name in (FILE_LIST, RECORD):
+    for name in (REPORT, FILE_LIST, RECORD):
         (folder / name).unlink(missing_ok=True)
     for inner in folder.iterdir():
         if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):

@@ -30,14 +30,18 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("davis")
+    return make_root(tmp_path_factory.mktemp("davis"), num_frames=5)
+
+
+def make_root(folder: Path, *, num_frames: int) -> Path:
+    """A DAVIS root with two sequences of a square that moves right."""
     random = np.random.default_rng(0)
     for name in ("ball", "cube"):
         pictures, masks = (folder / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
         pictures.mkdir(parents=True)
         masks.mkdir(parents=True)
         ground = random.integers(60, 120, (64, 96, 3), dtype=np.uint8)
-        for index in range(5):
+        for index in range(num_frames):
             picture, mask = ground.copy(), np.zeros((64, 96), np.uint8)
             place = np.s_[16:48, 8 + 4 * index : 48 + 4 * index]
             picture[place], mask[place] = (220, 40, 40), 1
@@ -123,6 +127,32 @@ def test_a_davis_run_that_is_killed_goes_on_within_the_sequence(root: Path, tmp_
     for mask in (tmp_path / "whole").glob("*/*.png"):
         other = tmp_path / "out" / mask.relative_to(tmp_path / "whole")
         assert other.read_bytes() == mask.read_bytes()
+
+
+def test_a_run_that_was_interrupted_goes_on_within_a_sequence_with_the_same_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_root(tmp_path / "root", num_frames=12)
+    settings = ("queue_depth=1", "extract.batch_size=1", "write.segment_frames=1", "write.checkpoint_frames=1")
+    steady = [part for setting in settings for part in ("--set", setting)]
+    assert run(root, tmp_path / "whole", *steady) == 0
+    seen: list[str] = []
+
+    def interrupt(self: object, name: str, frames: int) -> None:
+        seen.append(name)
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.commands.davis._Progress.__call__", interrupt)
+        assert run(root, tmp_path / "halted", *steady) != 0
+    assert not (tmp_path / "halted" / "ball").exists()
+    assert run(root, tmp_path / "halted", *steady) == 0
+    report = json.loads((tmp_path / "halted" / "davis.json").read_text(encoding="utf-8"))
+    assert report["runs"]["ball"]["resumed_at"] > 0
+    for name in ("ball", "cube"):
+        for path in sorted((tmp_path / "whole" / name).iterdir()):
+            assert path.read_bytes() == (tmp_path / "halted" / name / path.name).read_bytes()
 
 
 def test_scoring_alone_agrees(root: Path, tmp_path: Path) -> None:

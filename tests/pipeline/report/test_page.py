@@ -14,12 +14,15 @@ from PIL import Image
 
 import run_pipeline
 from pipeline.core.errors import OutputError
+from pipeline.flow import FlowConfig, run
 from pipeline.formats.palette import write_indexed_png
 from pipeline.formats.run_folder import RunFolder
 from pipeline.report import write_index, write_report
 from pipeline.report.pictures import MAX_MASKS, packed_masks, thumbnails, unpacked_masks
 from pipeline.report.strips import Clock
+from stages.extract import ExtractConfig
 from tests.run_folders import COUNT, SIZE, index_mask, make_run, picture
+from tests.videos import pattern, write_video
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -208,3 +211,37 @@ def test_a_rerun_recording_holds_every_frame(folder: Path, tmp_path: Path) -> No
     assert content[:3] == b"RRF"
     assert len(content) > 5000
     assert COUNT > 0
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    return write_video(path, [pattern(index) for index in range(6)])
+
+
+TINY = FlowConfig(
+    extract=ExtractConfig(backbone="vit_tiny_patch16_224", weights="random", short_side=48, facets=("key@3",))
+)
+
+
+def test_every_run_ends_with_its_report_unless_it_is_switched_off(video: Path, tmp_path: Path) -> None:
+    result = run(video, tmp_path / "with", TINY)
+    assert result.paths[-1] == tmp_path / "with" / "report.html"
+    page = result.paths[-1].read_text()
+    assert page.count("bottleneck") == 1
+    assert "extract.short_side" in page
+    silent = TINY.model_copy(update={"write": TINY.write.model_copy(update={"report": False})})
+    run(video, tmp_path / "with", silent, overwrite=True)
+    assert not (tmp_path / "with" / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_made_does_not_fail_the_run(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> Path:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("pipeline.session.write_report", fail)
+    result = run(video, tmp_path / "out", TINY)
+    assert result.status == "done"
+    assert "no report: no ink" in result.warnings
