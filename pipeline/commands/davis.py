@@ -21,6 +21,7 @@ from pipeline.core.presets import load_preset
 from pipeline.evaluation.davis import score_results
 from pipeline.flow import FlowConfig
 from pipeline.formats.davis import DavisSequence, open_davis
+from pipeline.report import write_index
 from pipeline.run_record import versions
 
 PRESETS = CONFIGS / "davis.yaml"
@@ -74,6 +75,7 @@ def davis(
         "versions": versions(),
     }
     write_json_whole(output / "davis.json", report)
+    write_index(output)
     _show(report, f"DAVIS {year.value}, {preset or config.name}")
     _show_timing(report["timing"], records, output / "davis.json")
 

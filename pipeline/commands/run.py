@@ -20,6 +20,7 @@ from pipeline.core.files import path_inside
 from pipeline.core.locations import DEMO_CLIP
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
+from pipeline.report import write_index
 from pipeline.run_record import summary_table
 from stages.decode import Decoder, probe
 from stages.extract import Extractor
@@ -127,7 +128,18 @@ def run_all(requests: list[Request], config: FlowConfig, *, overwrite: bool = Fa
                 return EXIT_INTERRUPTED
     if len(requests) > 1:
         console.print(f"{codes.count(EXIT_DONE)} of {len(requests)} inputs done")
+        write_overview(console, requests[0].folder.parent, config)
     return EXIT_FAILED if EXIT_FAILED in codes else max(codes)
+
+
+def write_overview(console: Console, folder: Path, config: FlowConfig) -> None:
+    """Write ``index.html`` over the runs in a folder, where reports are wanted and there is a run."""
+    if not config.write.report:
+        return
+    try:
+        console.print(f"wrote {write_index(folder)}", markup=False, highlight=False)
+    except InputError as error:
+        complain(f"no overview: {error}")
 
 
 class SharedExtractor:

@@ -23,6 +23,7 @@ from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories,
 from pipeline.flow import FlowConfig, load_flow_config
 from pipeline.formats import bdd, mot
 from pipeline.formats.boxes import BoxTable
+from pipeline.report import write_index
 from stages.extract import Extractor
 
 BenchmarkChoice = Literal["auto", "plain", "MOT15", "MOT16", "MOT17", "MOT20"]
@@ -136,6 +137,8 @@ def _report(
     content["request"] = {"detections": request.detections, "every": request.every}
     content["config"] = request.flow.model_dump(mode="json")
     console.print(f"scores: {write_scores(request.output, content)}", markup=False, highlight=False)
+    if "sequences" in content:
+        console.print(f"overview: {write_index(request.output)}", markup=False, highlight=False)
 
 
 def _score_mot(

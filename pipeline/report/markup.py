@@ -14,6 +14,9 @@ from typing import Any
 Markup = str
 """Text that is HTML already."""
 
+_VOID = frozenset({"br", "img", "input"})
+"""Elements that have no end tag."""
+
 
 def text(value: object) -> Markup:
     """A value as HTML text, also inside a quoted attribute.
@@ -35,7 +38,7 @@ def element(name: str, *inner: Markup, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    return f"<{name}{given}>{''.join(inner)}</{name}>"
+    return f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{''.join(inner)}</{name}>"
 
 
 def section(title: str, *inner: Markup, note: str = "", id_: str | None = None) -> Markup:

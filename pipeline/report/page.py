@@ -111,7 +111,7 @@ def _card(moment: Moment, picture: str | None) -> Markup:
     return element(
         "button",
         image,
-        element("span", score, text(f" {caption}"), class_="caption"),
+        element("span", score, element("br"), text(caption), class_="caption"),
         class_="card jump",
         type="button",
         data_t=f"{moment.seconds:.4f}",

@@ -61,6 +61,7 @@ def test_a_run_scores_and_goes_on_where_it_stopped(root: Path, tmp_path: Path) -
     assert run(root, tmp_path) == 0
     report = json.loads((tmp_path / "davis.json").read_text(encoding="utf-8"))
     assert set(report["sequences"]) == {"ball", "cube"}
+    assert 'href="ball"' in (tmp_path / "index.html").read_text()
     assert set(report["global"]) == {"J", "F", "J&F"}
     assert set(report["global"]["J"]) == {"mean", "recall", "decay"}
     assert report["sequences"]["ball"]["frames"] == 5

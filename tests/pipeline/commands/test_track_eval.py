@@ -85,6 +85,7 @@ def test_results_scores_and_timeline_are_written(mot: Path, tmp_path: Path) -> N
     table = read_table(output / "results" / "squares.txt", kind="results", num_frames=COUNT)
     assert sorted(set(table.ids.tolist())) == [1, 2]
     assert (output / "timeline_squares.png").stat().st_size > 1000
+    assert "timeline_squares.png" in (output / "index.html").read_text()
 
 
 def test_every_second_frame_keeps_the_frame_numbers_and_is_scored_on_those(mot: Path, tmp_path: Path) -> None:
