@@ -33,6 +33,7 @@ class FrameDescription:
         grid: Where the cells lie on it.
         whitened: float32 ``(N, d)``, one row per cell, row by row.
         directions: The rows of ``whitened`` at unit length.
+        raw_directions: The same of the features as they are, centered and normalized but not whitened.
         edges: int64 ``(2, E)``: pairs of adjacent cells (8 neighbors).
         steps: float32 ``(E,)``: dissimilarity of each pair times the distance of the cells in cells.
     """
@@ -41,6 +42,7 @@ class FrameDescription:
     grid: PatchGrid
     whitened: FloatArray
     directions: FloatArray
+    raw_directions: FloatArray
     edges: IntArray
     steps: FloatArray
 
@@ -119,6 +121,7 @@ def describe(image: npt.NDArray[np.uint8], features: Features) -> FrameDescripti
         grid=features.grid,
         whitened=np.asarray(whitened, np.float32),
         directions=normalize_rows(whitened),
+        raw_directions=unit,
         edges=edges,
         steps=np.asarray((dissimilarity.clip(min=0) + 1e-6) * lengths, np.float32),
     )

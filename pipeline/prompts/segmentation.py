@@ -36,9 +36,7 @@ CHANGE_WEIGHT = 0.2
 """How much a correction that changes the region's area by some factor is held against it."""
 
 
-def mask_from_prompts(
-    image: npt.NDArray[np.uint8], features: Features, prompts: Sequence[Prompt]
-) -> IndexMask:
+def mask_from_prompts(image: npt.NDArray[np.uint8], features: Features, prompts: Sequence[Prompt]) -> IndexMask:
     """The index mask of a frame from points and boxes.
 
     Args:
@@ -177,7 +175,6 @@ class FrameSegmenter:
         corners = torch.tensor([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
         (left, top), (right, bottom) = grid.cells_to_pixels(corners).tolist()
         return left, top, right, bottom
-
 
 
 def _in_order(prompts: Sequence[Prompt]) -> list[Prompt]:

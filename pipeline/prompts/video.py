@@ -58,9 +58,7 @@ def _by_frame(
             while waiting and frame.pts_seconds >= waiting[0] - 5e-4:
                 moment = waiting.pop(0)
                 found.setdefault(frame.index, (frame, []))[1].extend(
-                    prompt
-                    for prompt in prompts
-                    if max(prompt.at_seconds or 0.0, config.start_seconds) == moment
+                    prompt for prompt in prompts if max(prompt.at_seconds or 0.0, config.start_seconds) == moment
                 )
             if not waiting:
                 return found
