@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         VideoInfo,
     )
     from pipeline.flow import FlowConfig, RunResult, load_flow_config, run, stream
+    from pipeline.prompts.prompt import Box, Point
 
 __all__ = [
+    "Box",
     "Detections",
     "Features",
     "FlowConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "Packet",
     "PartMap",
     "PatchGrid",
+    "Point",
     "RunResult",
     "Track",
     "VideoInfo",
@@ -42,9 +45,11 @@ __all__ = [
 ]
 
 _FLOW = ("FlowConfig", "RunResult", "load_flow_config", "run", "stream")
+_PROMPTS = ("Box", "Point")
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
-    return getattr(importlib.import_module("pipeline.flow" if name in _FLOW else "pipeline.core.records"), name)
+    module = "flow" if name in _FLOW else "prompts.prompt" if name in _PROMPTS else "core.records"
+    return getattr(importlib.import_module(f"pipeline.{module}"), name)

@@ -5,10 +5,12 @@ decode -> extract -> cosegment -> propagate -> track -> annotate -> write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.assembly import (
     STAGES,
@@ -21,11 +23,12 @@ from pipeline.assembly import (
     make_stages,
 )
 from pipeline.core.checkpoint import Checkpointer
-from pipeline.core.errors import DamagedError, InputError, StageError, TruncatedError
+from pipeline.core.errors import ConfigError, DamagedError, InputError, StageError, TruncatedError
 from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Pipeline
 from pipeline.formats.detections import read_detections
 from pipeline.formats.masks import load_masks
+from pipeline.prompts import Prompt, masks_from_prompts
 from pipeline.run_record import RunResult
 from pipeline.session import Session
 from stages.annotate import AnnotateConfig
@@ -79,6 +82,7 @@ def stream(
     config: FlowConfig | None = None,
     *,
     masks: Masks | None = None,
+    prompts: Sequence[Prompt] = (),
     detections: DetectionSource | None = None,
     keep_features: bool = False,
     extractor: Extractor | None = None,
@@ -91,6 +95,7 @@ def stream(
         source: A video file or a folder of images.
         config: The defaults if None. ``annotate`` is off unless a config is given.
         masks: Annotations by frame index, uint8 ``(H, W)`` of object ids.
+        prompts: Points and boxes that masks are made from, beside ``masks``; see docs/prompts.md.
         detections: Boxes by frame index, or a callable that finds them in a frame.
         keep_features: Keep the features in the packets.
         extractor: A loaded one, to share its backbone between videos.
@@ -103,6 +108,9 @@ def stream(
     """
     if config is None:
         config = FlowConfig(annotate=AnnotateConfig(enabled=False))
+    if prompts:
+        extractor = extractor or Extractor(config.extract)
+        masks = _with_prompts(masks, prompts, Path(source), config, extractor)
     stages = make_stages(
         Path(source), config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
     )
@@ -162,6 +170,7 @@ def run(
     config: FlowConfig | None = None,
     *,
     masks: Masks | Path | None = None,
+    prompts: Sequence[Prompt] = (),
     detections: DetectionSource | Path | None = None,
     extractor: Extractor | None = None,
     overwrite: bool = False,
@@ -176,6 +185,7 @@ def run(
         output: The folder that gets the results; see :mod:`stages.write.stage` for what is in it.
         config: The defaults if None.
         masks: Annotations by frame index, or a file or folder of them (see :mod:`pipeline.formats.masks`).
+        prompts: Points and boxes that masks are made from, beside ``masks``; see docs/prompts.md.
         detections: Boxes by frame index, a detector, or a file (see :mod:`pipeline.formats.detections`).
         extractor: A loaded one, to share its backbone between videos.
         overwrite: Replace the files of an earlier run of ours.
@@ -195,11 +205,16 @@ def run(
     source, output, config = Path(source), Path(output), config or FlowConfig()
     info = probe(source, config.decode)
     check_output(output, source, overwrite=overwrite, resume=resume)
+    given = _read_masks(masks, info, config)
+    if prompts:
+        extractor = extractor or Extractor(config.extract)
+        given = _with_prompts(given, prompts, source, config, extractor)
     stages = make_stages(
         source, config, info=info, output=output, extractor=extractor, further=further,
-        masks=_read_masks(masks, info, config), detections=_read_detections(detections, info),
+        masks=given, detections=_read_detections(detections, info),
     )  # fmt: skip
-    session = Session(source, output, config, stages, labels={"masks": masks, "detections": detections})
+    labels = {"masks": masks, "detections": detections, "prompts": [repr(prompt) for prompt in prompts]}
+    session = Session(source, output, config, stages, labels=labels)
     if resume and (finished := session.resume()) is not None:
         return finished
     with session:
@@ -214,6 +229,19 @@ def _read_masks(masks: Masks | Path | None, info: VideoInfo, config: FlowConfig)
     if not isinstance(masks, Path):
         return masks
     return load_masks(masks, info, first_index=Decoder(config.decode, info).first_index())
+
+
+def _with_prompts(
+    masks: Masks | None, prompts: Sequence[Prompt], source: Path, config: FlowConfig, extractor: Extractor
+) -> Masks:
+    """The given masks and those of the prompts together."""
+    if not config.propagate.enabled:
+        raise ConfigError("propagate.enabled is false, but points and boxes become masks that are propagated")
+    found = masks_from_prompts(source, config.decode, prompts, extractor)
+    given: Mapping[int, Any] = masks or {}
+    if both := [index for index in found if index in given]:
+        raise InputError(f"frame {both[0]} has a given mask and prompts; give one of them")
+    return ChainMap(found, given)  # type: ignore[arg-type]
 
 
 def _read_detections(detections: DetectionSource | Path | None, info: VideoInfo) -> DetectionSource | None:

@@ -100,7 +100,7 @@ def run_identity(
     source: Path,
     config: Mapping[str, Any],
     extract: Mapping[str, Any] | None,
-    labels: Mapping[str, Path | None],
+    labels: Mapping[str, Path | list[str] | None],
 ) -> dict[str, Any]:
     """What makes a run this run: two runs of the same identity write the same bytes on the same machine.
 
@@ -108,7 +108,7 @@ def run_identity(
         source: The input; known by its content, not by where it lies.
         config: The run's config as JSON values.
         extract: The report of the extractor, for the weights and the precision.
-        labels: Files or folders of masks and detections.
+        labels: Files or folders of masks and detections, and prompts as texts.
 
     Returns:
         Nested dicts of JSON values.
@@ -120,7 +120,9 @@ def run_identity(
         "config": config,
         "weights": {"backbone": extract.get("weights_sha256"), "lift": lift.get("sha256") if lift else None},
         "compute": {name: extract.get(name) for name in ("device", "precision", "batch_size")},
-        "labels": {name: None if path is None else content_identity(path) for name, path in labels.items()},
+        "labels": {
+            name: content_identity(given) if isinstance(given, Path) else given for name, given in labels.items()
+        },
         "versions": versions(),
     }
     return dict(json.loads(json.dumps(identity, default=str)))

@@ -35,7 +35,8 @@ class Session:
         output: The output folder.
         config: The run's config.
         stages: From :func:`pipeline.assembly.make_stages`.
-        labels: What was given as masks and detections; files and folders become part of the run's identity.
+        labels: What was given as masks, detections and prompts; paths and lists of texts become part of the run's
+            identity.
 
     Attributes:
         pipe: The pipeline to run the stages in.
@@ -55,7 +56,7 @@ class Session:
             source,
             config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY),
             None if stages.extract is None else stages.extract.report(),
-            {name: value if isinstance(value, Path) else None for name, value in labels.items()},
+            {name: value if isinstance(value, Path | list) else None for name, value in labels.items()},
         )
         if stages.write is not None:
             self.checkpointer = Checkpointer(

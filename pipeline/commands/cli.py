@@ -29,6 +29,7 @@ COMMANDS: dict[str, CommandEntry] = {
     for name, target, text in (
         ("run", "commands.run:run", "Masks, parts and tracks of videos."),
         ("demo", "commands.run:demo", "The whole flow on the bundled clip."),
+        ("label", "commands.label:label", "Click masks on a local page."),
         ("features", "commands.features:features", "Look at dense features, or export them."),
         ("coseg", "commands.coseg:coseg", "Common parts of a set of images."),
         ("match", "commands.match:match", "Corresponding points of two images."),
@@ -52,6 +53,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
+        ("bench prompts", "bench.prompts:bench_prompts", "Masks from clicks and boxes, beside baselines."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
         ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -20,6 +20,7 @@ from pipeline.core.files import path_inside
 from pipeline.core.locations import DEMO_CLIP
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
+from pipeline.prompts.prompt import Prompt, parse_prompts
 from pipeline.report import write_index
 from pipeline.run_record import summary_table
 from stages.decode import Decoder, probe
@@ -42,6 +43,18 @@ def run(
     detections: Annotated[
         Path | None, typer.Option(help="Boxes to track: MOTChallenge text, BDD100K or COCO JSON.")
     ] = None,
+    points: Annotated[
+        list[str] | None, typer.Option("--point", metavar="X,Y[:OBJECT]", help="A click on an object.")
+    ] = None,
+    nots: Annotated[
+        list[str] | None, typer.Option("--not", metavar="X,Y[:OBJECT]", help="A click on what it is not.")
+    ] = None,
+    boxes: Annotated[
+        list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1[:OBJECT]", help="A box around an object.")
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option("--at", help="Seconds; the frame of --point, --not and --box.")
+    ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds; where to begin.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds; where to stop.")] = None,
     every: Annotated[int | None, typer.Option(help="Take every N-th frame.")] = None,
@@ -54,7 +67,10 @@ def run(
     decode = {"start_seconds": start, "end_seconds": end, "every": every}
     given = [f"decode.{key}={value}" for key, value in decode.items() if value is not None]
     flow_config = load_flow_config(config, [*(overrides or []), *given])
-    requests = plan(inputs, output, masks, detections)
+    prompts = tuple(parse_prompts(points or (), nots or (), boxes or (), at))
+    if prompts and len(inputs) > 1:
+        raise InputError("--point, --not and --box belong to one input; run the others without them")
+    requests = [replace(request, prompts=prompts) for request in plan(inputs, output, masks, detections)]
     raise typer.Exit(run_all(requests, flow_config, overwrite=overwrite, resume=resume))
 
 
@@ -73,6 +89,7 @@ class Request:
     folder: Path
     masks: Path | None = None
     detections: Path | None = None
+    prompts: tuple[Prompt, ...] = ()
 
 
 def plan(inputs: list[Path], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
@@ -166,6 +183,7 @@ def _run_one(
             request.folder,
             config,
             masks=request.masks,
+            prompts=request.prompts,
             detections=request.detections,
             extractor=extractors.get(),
             overwrite=overwrite,

@@ -1,0 +1,67 @@
+"""Masks by frame of a video, from prompts on one or several of its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core.errors import InputError
+from pipeline.core.records import Frame
+from pipeline.prompts.features import describe_frame, prompt_extractor
+from pipeline.prompts.prompt import Prompt
+from pipeline.prompts.segmentation import FrameSegmenter, IndexMask
+from stages.decode import DecodeConfig, Decoder, probe
+from stages.extract import Extractor
+
+
+def masks_from_prompts(
+    source: Path, config: DecodeConfig, prompts: Sequence[Prompt], extractor: Extractor
+) -> dict[int, IndexMask]:
+    """The masks that prompts stand for, as if they had been given as masks.
+
+    Args:
+        source: A video file or a folder of images.
+        config: Which frames are processed; a prompt belongs to the first of them at or after its time.
+        prompts: On any of these frames.
+        extractor: The run's; its backbone is used, and the extractor is reset.
+
+    Returns:
+        Index masks, uint8 ``(H, W)``, by frame index.
+
+    Raises:
+        InputError: No frame at a prompt's time, or prompts from which no mask can be made.
+    """
+    by_frame = _by_frame(source, config, prompts)
+    features = prompt_extractor(extractor)
+    masks = {
+        frame.index: FrameSegmenter(describe_frame(frame, features)).index_mask(own)
+        for frame, own in by_frame.values()
+    }
+    extractor.reset()
+    return masks
+
+
+def _by_frame(
+    source: Path, config: DecodeConfig, prompts: Sequence[Prompt]
+) -> dict[int, tuple[Frame, list[Prompt]]]:
+    """The prompts of each frame, and the frame, in the order of the frames."""
+    info = probe(source, config)
+    times = {prompt.at_seconds if prompt.at_seconds is not None else config.start_seconds for prompt in prompts}
+    found: dict[int, tuple[Frame, list[Prompt]]] = {}
+    waiting = sorted(max(time, config.start_seconds) for time in times)
+    if not waiting:
+        raise InputError("no prompts: give at least one point or box")
+    frames = Decoder(config, info)()
+    try:
+        for frame in frames:
+            # Times come from people and containers, which round.
+            while waiting and frame.pts_seconds >= waiting[0] - 5e-4:
+                moment = waiting.pop(0)
+                found.setdefault(frame.index, (frame, []))[1].extend(
+                    prompt for prompt in prompts if max(prompt.at_seconds or 0.0, config.start_seconds) == moment
+                )
+            if not waiting:
+                return found
+    finally:
+        frames.close()
+    raise InputError(f"{source}: there is no frame at or after {waiting[0]:g} s; give an earlier --at")
