@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.report", "pipeline.export"),
     ("pipeline.session",),
     ("pipeline.flow",),
+    ("pipeline.batch",),
     ("pipeline.images",),
     ("pipeline.bench",),
     ("pipeline.commands",),
