@@ -146,6 +146,7 @@ def run_batch(
     """
     place, report = Place(options.output), BatchReport(len(jobs))
     put_aside = PutAside(place, options.config)
+    engine = engine or make_engine(options)
     place.write(b"liftstream batch\n", BATCH_FOLDER, "README")
     with Display(len(jobs)) as display:
 
@@ -165,7 +166,7 @@ def run_batch(
                 else:
                     known(job, outcome)
 
-        driver = Driver(engine or make_engine(options), options.max_attempts, finished)
+        driver = Driver(engine, options.max_attempts, finished)
         driver.on_event = display.updater(driver)
         try:
             driver.run(left())

@@ -1,7 +1,7 @@
 """Workers as Ray actors. Ray places them on GPUs and cores and tells when one dies; the driver does the rest.
 
-An actor keeps the model and takes one video at a time; what passes through Ray is the job, the outcome and a number
-of frames. The driver polls the numbers, a few at a time, so that a thousand actors do not flood it.
+An actor keeps the model and takes one video at a time; what passes through Ray is the job, the outcome and a
+number of frames. The driver polls the numbers, a few at a time, so that a thousand actors do not flood it.
 """
 
 from __future__ import annotations
@@ -80,30 +80,34 @@ def connect(address: str | None, timeout_seconds: float = ADDRESS_SECONDS) -> No
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        # Not in a thread: the processes of a cluster end with the thread that started them.
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    else:
+        _reach(address, timeout_seconds)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray installs a handler of its own
+
+
+def _reach(address: str, timeout_seconds: float) -> None:
     _knock(address, min(5.0, timeout_seconds))
     failed: list[BaseException] = []
 
     def initialize() -> None:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", **_for_local(address))
+            ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception as error:  # noqa: BLE001  Ray raises errors of many libraries here
             failed.append(error)
 
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
-    thread.join(timeout_seconds if address != "local" else 120.0)
+    thread.join(timeout_seconds)
     if thread.is_alive() or failed:
         reason = " ".join(str(failed[0]).split())[:200] if failed else f"no answer in {timeout_seconds:.0f} s"
         raise InputError(
             f"--address {address}: no Ray cluster there ({reason}); start one with 'ray start --head', "
             "or use --address local"
         )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray installs a handler of its own
-
-
-def _for_local(address: str) -> dict[str, Any]:
-    return {"include_dashboard": False} if address == "local" else {}
 
 
 def _knock(address: str, timeout_seconds: float) -> None:
@@ -297,11 +301,7 @@ def _actor_class(cpus: int, gpus: float) -> Any:
 
 def _node_has_gone(node: str, error: Exception) -> bool:
     """Whether an actor died with its node; waits a little, as the cluster notices that a moment later."""
-    if (
-        "node" in str(error).lower()
-        and "died" in str(error).lower()
-        and "worker process" not in str(error).lower()
-    ):
+    if "its node has died" in str(error):
         return True
     deadline = time.monotonic() + _EXIT_WAIT_SECONDS
     while time.monotonic() < deadline:

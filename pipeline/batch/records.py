@@ -1,10 +1,10 @@
 """What OUT says about a video: finished, given up, or in another process's hands.
 
 A video is finished when ``OUT/<name>/run.json`` says so and the list of files beside it has the hash that is
-written there. Nothing else counts: no queue, no database, no listing of OUT. Two processes never work in one folder
-at a time: each holds a lock of the operating system (``flock``) on ``OUT/.batch/locks/<name>`` while it does. Such
-a lock ends with its process however that ends, so there are no stale locks to find, and network file systems
-(NFS 4, Lustre with ``flock``, GPFS, CephFS) pass it on between machines.
+written there. Nothing else counts: no queue, no database, no listing of OUT. Two processes never work in one
+folder at a time: each holds a lock of the operating system (``flock``) on ``OUT/.batch/locks/<name>`` while it
+does. Such a lock ends with its process however that ends, so there are no stale locks to find, and network file
+systems (NFS 4, Lustre with ``flock``, GPFS, CephFS) pass it on between machines.
 
 ::
 

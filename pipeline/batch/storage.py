@@ -181,7 +181,7 @@ class Place:
                 system.rm_file(inner)
 
     def put_folder(self, folder: Path, name: str) -> None:
-        """Upload the results of a run, ``run.json`` last, as that is what makes them count; then remove ``folder``.
+        """Upload the results of a run, ``run.json`` last, which makes them count; then remove ``folder``.
 
         Raises:
             TransferError: The storage refuses it; ``folder`` stays.

@@ -150,7 +150,7 @@ class Worker:
         try:
             return once(resume=True)
         except CheckpointError:
-            # A checkpoint of another device or version, or a damaged one. What is not committed counts for nothing.
+            # Of another device or version, or damaged. What is not committed counts for nothing.
             return once(overwrite=True)
 
     def _work_folder(self, job: VideoJob) -> Path:
