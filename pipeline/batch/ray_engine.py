@@ -35,7 +35,7 @@ class RayWorker:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._worker = Worker(WorkerSettings(**settings))
-        self._frames = 0
+        self._job, self._frames = "", 0
         self._stop = False
 
     def hello(self) -> dict[str, str]:
@@ -44,16 +44,16 @@ class RayWorker:
 
     def do(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do one video."""
-        self._frames = 0
+        self._job, self._frames = job["name"], 0
         try:
             return to_dict(self._worker.do(VideoJob(**job), self._count))
         except KeyboardInterrupt:
             return to_dict(Outcome(job["name"], "interrupted", "stopped", worker=self._worker.name))
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def frames(self) -> int:
-        """Frames done of the current video."""
-        return self._frames
+    def frames(self) -> tuple[str, int]:
+        """The name of the current video and its frames that are done."""
+        return self._job, self._frames
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self) -> None:
@@ -274,7 +274,9 @@ class RayEngine:
             actor.ready, actor.node, actor.host = True, values["node"], values["name"]
             return []
         if kind == "frames":
-            return [Event("progress", name, actor.job, frames=values)] if actor.job is not None else []
+            current, frames = values  # of a video that may have ended meanwhile
+            is_current = actor.job is not None and actor.job.name == current
+            return [Event("progress", name, actor.job, frames=frames)] if is_current else []
         job, actor.job = actor.job, None
         return [Event("finished", name, job, outcome_from(values))]
 

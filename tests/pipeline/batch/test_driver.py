@@ -86,7 +86,7 @@ def test_every_video_is_done_once() -> None:
 
 
 def test_a_video_that_fails_again_and_again_is_put_aside_and_the_others_are_done() -> None:
-    outcomes, engine = drive(lambda w, job, n: (failed if job.name == "2" else done)(w, job, n))
+    outcomes, _ = drive(lambda w, job, n: (failed if job.name == "2" else done)(w, job, n))
     found = {outcome.name: (outcome.status, outcome.attempts) for outcome in outcomes}
     assert found.pop("2") == ("put_aside", 3)
     assert set(found.values()) == {("done", 1)}

@@ -107,17 +107,17 @@ def test_bad_inputs_are_one_line_each(tmp_path: Path) -> None:
     touch(tmp_path / "empty" / "inner")
     (tmp_path / "empty").mkdir(exist_ok=True)
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
-    cases = {
-        "no such file": lambda: collect(tmp_path / "gone.mp4"),
-        "nothing matches": lambda: collect(tmp_path / "*.mov"),
-        "no videos in": lambda: collect(tmp_path / "empty"),
-        "lies inside the input folder": lambda: collect(tmp_path / "in", output=tmp_path / "in" / "out"),
-        "not a text file": lambda: collect(tmp_path / "l.csv"),
-        "nosuch://": lambda: collect("nosuch://bucket/"),
+    cases: dict[str, tuple[object, object]] = {
+        "no such file": (tmp_path / "gone.mp4", "/out/none"),
+        "nothing matches": (tmp_path / "*.mov", "/out/none"),
+        "no videos in": (tmp_path / "empty", "/out/none"),
+        "lies inside the input folder": (tmp_path / "in", tmp_path / "in" / "out"),
+        "not a text file": (tmp_path / "l.csv", "/out/none"),
+        "nosuch://": ("nosuch://bucket/", "/out/none"),
     }
-    for message, action in cases.items():
+    for message, (given, output) in cases.items():
         with pytest.raises(InputError, match=message) as caught:
-            action()
+            collect(given, output=output)
         assert "\n" not in str(caught.value)
 
 

@@ -8,8 +8,22 @@ import pytest
 from pipeline.batch.names import safe_name, unique_names
 from pipeline.core.files import path_inside
 
-NASTY = ["..", ".", "", "/", "a/../..", "../evil", "a\\b", "C:x", "\x00", "a\nb", "...mp4", "batch.json", "é" * 200]
-NASTY += [".batch", "~", "-rf", " ", "con:", "\ud800", "batch-3-of-16.json", "x" * 300]
+NASTY = [
+    "..",
+    ".",
+    "",
+    "/",
+    "a/../..",
+    "../evil",
+    "a\\b",
+    "C:x",
+    "\x00",
+    "a\nb",
+    "...mp4",
+    "batch.json",
+    "é" * 200,
+]
+NASTY += ["é" * 200, ".batch", "~", "-rf", " ", "con:", "\ud800", "batch-3-of-16.json", "x" * 300]
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -82,14 +82,14 @@ def test_a_node_that_leaves_and_a_video_that_kills_its_worker(cluster: Any, tmp_
     for name in ("a", "b", "poison"):
         make_long_clip(folder, name, 48)
     wanted = one_by_one(folder, tmp_path / "wanted")
-    lost = list(cluster.worker_nodes)[0]
+    lost = next(iter(cluster.worker_nodes))
+    cluster.add_node(num_cpus=1)
 
     def leave() -> None:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline and not holders(out, "[ab]"):
             time.sleep(0.05)
         cluster.remove_node(lost, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
 
     thread = threading.Thread(target=leave)
     with killing(out, "poison") as killed:

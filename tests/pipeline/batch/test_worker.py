@@ -175,9 +175,7 @@ def test_a_missing_video_is_put_aside_and_a_failing_stage_is_a_failure(
     assert (outcome.status, outcome.error) == ("failed", "RuntimeError: out of luck really")
 
 
-def test_inputs_and_output_behind_urls(
-    clips: Path, expected: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
+def test_inputs_and_output_behind_urls(clips: Path, expected: dict[str, dict[str, str]], tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for name in ("clip0.mp4", "clip1.mp4"):
         memory.pipe_file(f"/videos/{name}", (clips / name).read_bytes())
