@@ -27,6 +27,11 @@ _PAGE_ERRORS = (LiftstreamError, OSError, ValueError, LookupError, TypeError, Ar
 """A run whose results are on the disk does not fail because of its page."""
 
 
+def config_identity(config: FlowConfig) -> dict[str, Any]:
+    """The settings that decide about the bytes of the results, as JSON values."""
+    return config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY)
+
+
 class Session:
     """Context manager around a run: on leaving it the results are published and ``run.json`` is written.
 
@@ -54,7 +59,7 @@ class Session:
         self._started = time.perf_counter()
         self._identity = run_identity(
             source,
-            config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY),
+            config_identity(config),
             None if stages.extract is None else stages.extract.report(),
             {name: value if isinstance(value, Path | list) else None for name, value in labels.items()},
         )

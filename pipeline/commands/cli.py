@@ -28,6 +28,7 @@ COMMANDS: dict[str, CommandEntry] = {
     name: CommandEntry(f"pipeline.{target}", text)
     for name, target, text in (
         ("run", "commands.run:run", "Masks, parts and tracks of videos."),
+        ("batch", "commands.batch:batch", "Many videos, on this machine or on a Ray cluster."),
         ("demo", "commands.run:demo", "The whole flow on the bundled clip."),
         ("label", "commands.label:label", "Click masks on a local page."),
         ("features", "commands.features:features", "Look at dense features, or export them."),
@@ -50,6 +51,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),
         ("bench threads", "bench.threads:bench_threads", "The flow with other sizes of the thread pools."),
         ("bench memory", "bench.run:bench_memory", "Memory late in a long video against early."),
+        ("bench batch", "bench.batch:bench_batch", "Videos per second of batch against run."),
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
