@@ -9,10 +9,11 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.table import Table
 
 from pipeline.core.checkpoint import differing
@@ -100,7 +101,7 @@ def run_identity(
     source: Path,
     config: Mapping[str, Any],
     extract: Mapping[str, Any] | None,
-    labels: Mapping[str, Path | list[str] | None],
+    labels: Mapping[str, object],
 ) -> dict[str, Any]:
     """What makes a run this run: two runs of the same identity write the same bytes on the same machine.
 
@@ -108,7 +109,7 @@ def run_identity(
         source: The input; known by its content, not by where it lies.
         config: The run's config as JSON values.
         extract: The report of the extractor, for the weights and the precision.
-        labels: Files or folders of masks and detections, and prompts as texts.
+        labels: Masks, detections and prompts, as they were given.
 
     Returns:
         Nested dicts of JSON values.
@@ -120,12 +121,36 @@ def run_identity(
         "config": config,
         "weights": {"backbone": extract.get("weights_sha256"), "lift": lift.get("sha256") if lift else None},
         "compute": {name: extract.get(name) for name in ("device", "precision", "batch_size")},
-        "labels": {
-            name: content_identity(given) if isinstance(given, Path) else given for name, given in labels.items()
-        },
+        "labels": {name: label_identity(given) for name, given in labels.items()},
         "versions": versions(),
     }
     return dict(json.loads(json.dumps(identity, default=str)))
+
+
+def label_identity(given: object) -> object:
+    """What tells labels from others: a file's content, the values of a mapping, or the name of a detector."""
+    if isinstance(given, Path):
+        return content_identity(given)
+    if isinstance(given, Mapping):
+        digest = hashlib.sha256()
+        for index in sorted(given):
+            digest.update(f"{index}:".encode())
+            _hash_values(digest, given[index])
+        return {"frames": len(given), "sha256": digest.hexdigest()}
+    if callable(given):
+        return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__qualname__)}"
+    return given
+
+
+def _hash_values(digest: hashlib._Hash, value: object) -> None:
+    if isinstance(value, np.ndarray):
+        digest.update(repr((value.dtype.str, value.shape)).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif is_dataclass(value):
+        for name in (entry.name for entry in fields(value)):
+            _hash_values(digest, getattr(value, name))
+    else:
+        digest.update(repr(value).encode())
 
 
 def content_identity(path: Path) -> dict[str, Any]:

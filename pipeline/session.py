@@ -61,7 +61,7 @@ class Session:
             source,
             config_identity(config),
             None if stages.extract is None else stages.extract.report(),
-            {name: value if isinstance(value, Path | list) else None for name, value in labels.items()},
+            labels,
         )
         if stages.write is not None:
             self.checkpointer = Checkpointer(

@@ -9,7 +9,7 @@ import pytest
 import pipeline
 from pipeline import FlowConfig, stream
 from pipeline.assembly import STAGES, make_stages
-from pipeline.core.errors import ConfigError, TruncatedError
+from pipeline.core.errors import CheckpointError, ConfigError, TruncatedError
 from pipeline.flow import run
 from stages.extract import ExtractConfig
 from tests.conftest import REPOSITORY
@@ -98,6 +98,16 @@ def test_run_gives_a_result_that_says_what_was_done(video: Path, tmp_path: Path)
     again = run(video, tmp_path / "out", SMALL, resume=True)
     assert again.was_done
     assert again.frames == 12
+
+
+def test_a_run_with_other_masks_is_another_run(video: Path, tmp_path: Path) -> None:
+    config = SMALL.only("propagate", "write")
+    first, second = np.zeros((48, 64), np.uint8), np.zeros((48, 64), np.uint8)
+    first[10:30, 10:30] = second[10:30, 10:31] = 1
+    run(video, tmp_path / "out", config, masks={0: first})
+    assert run(video, tmp_path / "out", config, masks={0: first.copy()}, resume=True).was_done
+    with pytest.raises(CheckpointError, match=r"labels\.masks\.sha256"):
+        run(video, tmp_path / "out", config, masks={0: second}, resume=True)
 
 
 @pytest.mark.slow
