@@ -9,6 +9,7 @@ import torch
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Frame, Packet
 from stages.cosegment import CosegmentConfig, Cosegmenter
+from tests.counting import Counted
 from tests.stages.cosegment.scenes import CELL, FAST, SIZE, moving_square
 
 
@@ -53,16 +54,9 @@ def test_parts_keep_their_numbers_and_are_reported() -> None:
 
 
 def test_at_most_the_warm_up_is_held_back() -> None:
-    taken = 0
-
-    def source() -> Iterator[Packet]:
-        nonlocal taken
-        for packet in moving_square(12):
-            taken += 1
-            yield packet
-
-    for given, _ in enumerate(Cosegmenter(CosegmentConfig.model_validate(FAST))(source())):
-        assert taken - given <= 4
+    source = Counted(moving_square(12))
+    for given, _ in enumerate(Cosegmenter(CosegmentConfig.model_validate(FAST))(source)):
+        assert source.taken - given <= 4
 
 
 def test_cut_refits_at_the_cut_and_a_scene_that_returns_gets_its_numbers_back() -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Frame, Packet
 from stages.extract.high_variance import ChannelVariance, HighVarianceFilter, highest_variance, kept_channels
+from tests.counting import Counted
 
 GRID = PatchGrid((28, 42), (2, 3), (14.0, 14.0), (7.0, 7.0))
 
@@ -80,19 +79,12 @@ def test_the_loudest_channels_of_the_sample_are_dropped_from_every_packet() -> N
 
 
 def test_at_most_the_sample_is_held_back() -> None:
-    taken = 0
-
-    def source() -> Iterator[Packet]:
-        nonlocal taken
-        for packet in make_packets(9):
-            taken += 1
-            yield packet
-
-    stream = HighVarianceFilter(1, sample_frames=4)(source())
+    source = Counted(make_packets(9))
+    stream = HighVarianceFilter(1, sample_frames=4)(source)
     next(stream)
-    assert taken == 4
+    assert source.taken == 4
     list(stream)
-    assert taken == 9
+    assert source.taken == 9
 
 
 def test_a_video_shorter_than_the_sample_loses_no_frame() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import Frame, Packet
 from stages.extract import ExtractConfig, Extractor
 from stages.extract.backbone.backbone import Backbone, load_backbone
+from tests.counting import Counted
 
 
 def make_frames(count: int, size: int = 64) -> list[Frame]:
@@ -66,17 +66,10 @@ def test_normalization_sees_the_channels_that_are_left() -> None:
 
 
 def test_frames_held_for_the_sample_leave_in_order_and_none_is_lost() -> None:
-    taken = 0
-
-    def frames() -> Iterator[Frame]:
-        nonlocal taken
-        for frame in make_frames(40):
-            taken += 1
-            yield frame
-
-    stream = make_extractor(drop_high_variance=5, batch_size=4)(frames())
+    source = Counted(make_frames(40))
+    stream = make_extractor(drop_high_variance=5, batch_size=4)(source)
     assert next(stream).index == 0
-    assert taken <= 20
+    assert source.taken <= 20
     assert [packet.index for packet in stream] == list(range(1, 40))
 
 
