@@ -108,7 +108,8 @@ def _fit_object(references: Sequence[Memory], channel: int) -> Tensor:
         return torch.full_like(target, torch.nan)
     ridge = REGULARIZATION * moments.diagonal()[:-1].mean() * torch.eye(size, device=moments.device)
     ridge[-1, -1] = 0
-    return torch.linalg.solve(moments + ridge, target)
+    weights: Tensor = torch.linalg.solve(moments + ridge, target)
+    return weights
 
 
 def _balanced(signed: Tensor) -> Tensor:
