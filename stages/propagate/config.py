@@ -21,6 +21,14 @@ class RefineConfig(StrictModel):
     epsilon: float = Field(1e-4, gt=0)
 
 
+class TargetModelConfig(StrictModel):
+    """Corrections by a classifier that is learned from the given masks."""
+
+    weight: float = Field(0.0, ge=0, le=1)
+    certainty: float = Field(0.3, ge=0, lt=1)
+    band_cells: float = Field(1.0, ge=0)
+
+
 class PropagateConfig(StrictModel):
     """The settings; every field is explained in ``configs/default.yaml``."""
 
@@ -43,6 +51,7 @@ class PropagateConfig(StrictModel):
     stretch: Stretch = "channel"
     object_weight: float = Field(1.0, gt=0)
     upsample_factor: int | None = Field(None, ge=1)
+    target_model: TargetModelConfig = TargetModelConfig()
     refine: RefineConfig = RefineConfig()
     discover_every: int = Field(12, ge=0)
     max_bytes: int = Field(256 * 2**20, ge=2**20)

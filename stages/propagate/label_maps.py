@@ -200,6 +200,16 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return index_map[picks[0][:, None], picks[1]]
 
 
+def vote_confidence(probs: Tensor) -> tuple[float, ...]:
+    """For each object the mean share of the votes it has in the cells it wins; 0 where it wins none."""
+    winners = probs.argmax(0)
+    values = []
+    for channel in range(1, probs.shape[0]):
+        won = winners == channel
+        values.append(float(probs[channel][won].mean()) if bool(won.any()) else 0.0)
+    return tuple(values)
+
+
 def _sample_nearest(pixels: Tensor, number: int, grid: PatchGrid) -> Tensor:
     if grid.fills_image:
         return (resize_nearest(pixels, grid.grid_hw) == number).to(torch.float32)

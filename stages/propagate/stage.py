@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError, MaskError
-from pipeline.core.records import Features, LabelMap, Packet, PatchGrid
+from pipeline.core.records import LabelMap, Packet, PatchGrid
 from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
+from stages.propagate.descriptors import joint_descriptors
 from stages.propagate.discovery import find_objects
 from stages.propagate.label_maps import (
     IndexMask,
@@ -31,11 +32,13 @@ from stages.propagate.label_maps import (
     pack_cells,
     refine_labels,
     unpack_cells,
+    vote_confidence,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
 from stages.propagate.propagation import Window, propagate_labels
+from stages.propagate.target_model import TargetModel, correct_labels
 
 MAX_WARNINGS = 50
 MAX_LISTED = 8
@@ -83,6 +86,7 @@ class Propagator:
         self._last_discovery: int | None = None
         self._last_index = -1
         self._skipped_masks: list[int] = []
+        self._model: TargetModel | None = None
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Add ``labels`` to every packet: :meth:`step` with the masks of the mapping.
@@ -125,7 +129,7 @@ class Propagator:
         if packet.features is None:
             raise ConfigError("propagate needs features: switch extract on")
         grid = packet.features.grid
-        descriptors = self._descriptors(packet.features)
+        descriptors = joint_descriptors(packet.features, self.config.facets)
         self._memory.to(descriptors.device)
         labels = self._propagate_frame(packet, descriptors, grid)
         given = self._discover(packet, labels) if masks is None else self._given(packet, masks)
@@ -168,22 +172,7 @@ class Propagator:
         self._last_discovery = state["last_discovery"]
         self._last_index = state["last_index"]
         self._skipped_masks = list(state["skipped_masks"])
-
-    def _descriptors(self, features: Features) -> Tensor:
-        """The facets, L2-normalized, side by side and normalized again: ``(C, h, w)``, channels last in memory."""
-        maps = [features.data]
-        if self.config.facets:
-            missing = [name for name in self.config.facets if name not in features.extra and name != "data"]
-            if missing:
-                raise ConfigError(
-                    f"propagate.facets: '{missing[0]}' is not extracted; there are: data, "
-                    f"{', '.join(sorted(features.extra)) or 'no others'} (see extract.facets)"
-                )
-            maps = [features.data if name == "data" else features.extra[name] for name in self.config.facets]
-        joint = torch.cat([F.normalize(values.to(torch.float32), dim=0) for values in maps])
-        if len(maps) > 1:
-            joint = joint / len(maps) ** 0.5
-        return joint.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        self._model = None  # fitted again from the references
 
     def _propagate_frame(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> _FrameLabels:
         """Labels of a frame from the memory alone; all background where the memory is empty."""
@@ -195,8 +184,23 @@ class Propagator:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
+        fine = self._correct(descriptors, fine)
         mask = self._decode(fine, packet.frame.image, grid)
-        return _FrameLabels(fine, mask, _confidence(fine))
+        return _FrameLabels(fine, mask, vote_confidence(fine))
+
+    def _correct(self, descriptors: Tensor, fine: Tensor) -> Tensor:
+        """The labels after the target model's corrections."""
+        settings = self.config.target_model
+        if not settings.weight:
+            return fine
+        self._model = self._model or TargetModel.fit(self._memory.references)
+        return correct_labels(
+            fine,
+            self._model.scores(descriptors),
+            weight=settings.weight,
+            certainty=settings.certainty,
+            band_cells=settings.band_cells,
+        )
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
@@ -277,6 +281,7 @@ class Propagator:
         reference = Memory(index, descriptors, fine, channels)
         self._back_fill(reference)
         dropped = self._memory.add_reference(reference)
+        self._model = None
         if dropped is not None and not self._discovers:
             limit = self._memory.max_references
             self._warn(f"frame {index}: more than {limit} given masks; dropped that of frame {dropped}")
@@ -337,13 +342,3 @@ class Propagator:
     def _warn(self, message: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(message)
-
-
-def _confidence(probs: Tensor) -> tuple[float, ...]:
-    """For each object the mean share of the votes it has in the cells it wins; 0 where it wins none."""
-    winners = probs.argmax(0)
-    values = []
-    for channel in range(1, probs.shape[0]):
-        won = winners == channel
-        values.append(float(probs[channel][won].mean()) if bool(won.any()) else 0.0)
-    return tuple(values)
