@@ -189,7 +189,7 @@ def make_stages(
         info=info,
         decode=Decoder(config.decode, info),
         extract=(extractor or Extractor(config.extract)) if reads_features else None,
-        cosegment=Cosegmenter(config.cosegment) if config.cosegment.enabled else None,
+        cosegment=_cosegmenter(config) if config.cosegment.enabled else None,
         propagate=Propagator(config.propagate, masks=masks) if config.propagate.enabled else None,
         track=Tracker(config.track, detections=detections) if config.track.enabled else None,
         annotate=Annotator(config.annotate) if config.annotate.enabled else None,
@@ -197,3 +197,7 @@ def make_stages(
         keep_features=keep_features,
         further=further,
     )
+
+
+def _cosegmenter(config: FlowConfig) -> Cosegmenter:
+    return Cosegmenter(config.cosegment, descriptors=f"{config.extract.backbone} {config.extract.facets[0]}")

@@ -76,7 +76,7 @@ def _measure(
     sequence: DavisSequence, packets: list[Packet], config: CosegmentConfig, extract_seconds: float
 ) -> dict[str, float]:
     """Scores of one sequence, and co-segmentation's CPU time as a share of extraction's."""
-    stage = Cosegmenter(config)
+    stage = Cosegmenter(config, descriptors="dinov2_vits14 key@11")
     started = time.process_time()
     labeled = list(stage(packets))
     cost = (time.process_time() - started) / max(extract_seconds, 1e-9)

@@ -50,6 +50,10 @@ class DescribedImage:
         maps = self.descriptors
         return np.ascontiguousarray(maps.reshape(maps.shape[0], -1).T)
 
+    def extra(self, facet: str) -> npt.NDArray[np.float32]:
+        """A further facet, float32 ``(C, h, w)``, by the name it was asked for."""
+        return np.asarray(self.features.extra[facet].numpy(), np.float32)
+
     @property
     def saliency(self) -> npt.NDArray[np.float32]:
         """float32 ``(h, w)``; zeros where the backbone gives none."""
@@ -89,7 +93,7 @@ def describe(images: Sequence[tuple[str, Image]], extractor: Extractor) -> list[
             data=features.data.float().cpu(),
             saliency=None if features.saliency is None else features.saliency.float().cpu(),
             cls=None if features.cls is None else features.cls.float().cpu(),
-            extra={},
+            extra={facet: values.float().cpu() for facet, values in features.extra.items()},
         )
         described.append(DescribedImage(name, image, features))
     return described

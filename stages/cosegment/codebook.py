@@ -58,10 +58,10 @@ class Codebook:
         cluster_counts: float64 ``(K,)``, their faded member counts.
         salient: bool ``(K,)``, the clusters voted foreground; all False where the discriminant decides.
         discriminant: Decides the foreground, or None where the votes do or nothing was found.
-        parts: float32 ``(P, C)``, centroids of the foreground.
+        parts: float32 ``(P, d)``, centroids of the foreground among :attr:`Observation.for_parts`.
         part_counts: float64 ``(P,)``.
         fit_error: Mean squared distance to the clusters when fitted.
-        spread: Mean squared distance to the mean when fitted, the scale that distances are compared with.
+        spread: Mean squared distance of those rows to their mean when fitted, the scale of their distances.
     """
 
     clusters: FloatArray
@@ -113,7 +113,7 @@ class Codebook:
                 seen.rows, seen.saliency, seen.motion_px, forgetting, background=background
             )
         foreground = self.logits(seen.rows) > 0
-        inside = seen.rows[foreground if background is None else foreground & ~background]
+        inside = seen.for_parts[foreground if background is None else foreground & ~background]
         if len(inside) and not self.is_empty:
             members, _ = assign(inside, parts)
             parts, part_counts = minibatch_update(parts, part_counts, inside, members, forgetting=forgetting)
@@ -144,24 +144,32 @@ def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
             threshold=options.saliency_threshold,
             votes_percent=options.votes_percent,
         )
-    everything = np.concatenate(rows)
+    everything, for_parts = np.concatenate(rows), np.concatenate([seen.for_parts for seen in window])
     members, distances = assign(everything, clusters)
     bare = Codebook(
         clusters,
         np.bincount(members, minlength=len(clusters)).astype(np.float64),
         salient,
         discriminant,
-        np.zeros((0, everything.shape[1]), np.float32),
+        np.zeros((0, for_parts.shape[1]), np.float32),
         np.zeros(0),
         float(distances.mean()),
-        float(np.square(everything - everything.mean(axis=0)).sum(axis=1).mean()),
+        float(np.square(for_parts - for_parts.mean(axis=0)).sum(axis=1).mean()),
     )
-    return with_parts(bare, rows, options)
+    return with_parts(bare, window, options)
 
 
-def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) -> Codebook:
-    """The codebook with parts fitted on what it calls foreground among ``rows``, ``(N, C)`` per frame."""
-    masks = [codebook.logits(frame) > 0 for frame in rows]
+def with_parts(
+    codebook: Codebook,
+    window: list[Observation],
+    options: FitOptions,
+    background: npt.NDArray[np.bool_] | None = None,
+) -> Codebook:
+    """The codebook with parts fitted on its foreground in a window, without the ``background`` ``(N,)``."""
+    rows = [seen.for_parts for seen in window]
+    masks = [codebook.logits(seen.rows) > 0 for seen in window]
+    if background is not None:
+        masks = [mask & ~background for mask in masks]
     if options.three_stage:
         parts = three_stage_parts(
             rows, masks, num_parts=options.num_parts, options=options.kmeans, part_elbow=options.part_elbow
@@ -172,6 +180,17 @@ def with_parts(codebook: Codebook, rows: list[FloatArray], options: FitOptions) 
         return replace(codebook, parts=codebook.parts[:0], part_counts=codebook.part_counts[:0])
     inside: IntArray = np.concatenate([assign(r[m], parts)[0] for r, m in zip(rows, masks, strict=True)])
     return replace(codebook, parts=parts, part_counts=np.bincount(inside, minlength=len(parts)).astype(np.float64))
+
+
+def foreground_rows(codebook: Codebook, window: list[Observation]) -> FloatArray:
+    """The rows ``(N, d)`` of a window that parts are clustered on."""
+    return np.concatenate([seen.for_parts[codebook.logits(seen.rows) > 0] for seen in window])
+
+
+def with_given_parts(codebook: Codebook, rows: FloatArray, parts: FloatArray) -> Codebook:
+    """The codebook with other parts ``(P, d)`` for its foreground ``(N, d)``."""
+    counts = np.bincount(assign(rows, parts)[0], minlength=len(parts)).astype(np.float64)
+    return replace(codebook, parts=parts, part_counts=counts)
 
 
 def without_background(
@@ -188,7 +207,7 @@ def without_background(
             0.0,
             background=np.tile(background, len(window)),
         )
-    return with_parts(replace(codebook, discriminant=discriminant), [s.rows[~background] for s in window], options)
+    return with_parts(replace(codebook, discriminant=discriminant), window, options, background)
 
 
 def _monitor_clusters(rows: list[FloatArray], kmeans: KmeansOptions) -> FloatArray:

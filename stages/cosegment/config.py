@@ -22,6 +22,7 @@ class CosegmentConfig(StrictModel):
     foreground: ForegroundMethod = "discriminant"
     cues: Cues = "both"
     num_parts: int | None = Field(3, ge=1, le=64)
+    part_space: Literal["auto", "none"] = "auto"
     three_stage: bool = False
     part_elbow: float = Field(0.94, gt=0, le=1)
     max_clusters: int = Field(14, ge=2, le=64)

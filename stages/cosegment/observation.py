@@ -12,6 +12,7 @@ from pipeline.core.records import Features, Packet
 from pipeline.core.state import State
 from stages.cosegment.cosegmentation import relative_saliency
 from stages.cosegment.motion import dense_flow, object_motion
+from stages.cosegment.part_space import PartSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Observation:
         motion_px: float32 ``(N,)``, motion relative to the camera; None for the first frame of a shot.
         gray: uint8 ``(H', W')``, a small copy of the frame; None where no motion is needed.
         flow: float32 ``(H', W', 2)`` to the previous frame; None for the first frame of a shot.
+        part_rows: float32 ``(N, d)``, unit rows that parts are clustered on; None where those are ``rows``.
     """
 
     rows: FloatArray
@@ -31,6 +33,12 @@ class Observation:
     motion_px: FloatArray | None
     gray: npt.NDArray[np.uint8] | None = None
     flow: FloatArray | None = None
+    part_rows: FloatArray | None = None
+
+    @property
+    def for_parts(self) -> FloatArray:
+        """The rows that parts are clustered on."""
+        return self.rows if self.part_rows is None else self.part_rows
 
     def state(self) -> State:
         """The fields by name."""
@@ -49,7 +57,10 @@ def features_of(packet: Packet) -> Features:
 
 
 def observe(
-    packet: Packet, gray: npt.NDArray[np.uint8] | None, previous_gray: npt.NDArray[np.uint8] | None
+    packet: Packet,
+    gray: npt.NDArray[np.uint8] | None,
+    previous_gray: npt.NDArray[np.uint8] | None,
+    space: PartSpace | None = None,
 ) -> Observation:
     """Descriptors, saliency and motion of a packet's frame.
 
@@ -57,6 +68,7 @@ def observe(
         packet: With features.
         gray: Small gray copy of its frame.
         previous_gray: That of the previous frame; without either there is no motion.
+        space: What parts are clustered in; None = the descriptors themselves.
 
     Raises:
         ValueError: The packet has no features, or they hold NaN or infinite values.
@@ -74,4 +86,4 @@ def observe(
     if gray is not None and previous_gray is not None and gray.shape == previous_gray.shape:
         flow = dense_flow(gray, previous_gray)
         motion = object_motion(flow, features.grid).ravel()
-    return Observation(rows, saliency, motion, gray, flow)
+    return Observation(rows, saliency, motion, gray, flow, None if space is None else space(rows))

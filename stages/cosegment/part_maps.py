@@ -76,7 +76,7 @@ def make_part_map(
     if background is not None:
         logits = np.where(background, -_MAX_LOGIT, logits)
     logits = np.where(_speckles(logits > 0, min_component_share), -_MAX_LOGIT, logits)
-    distances = squared_distances(seen.rows, codebook.parts).T.reshape(-1, *grid.grid_hw)
+    distances = squared_distances(seen.for_parts, codebook.parts).T.reshape(-1, *grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
     soft = grid.upsample(torch.from_numpy(_soft_parts(logits, distances)), small_hw).numpy()
     soft = memory.blend(soft, numbers, seen, grid)

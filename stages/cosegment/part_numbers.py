@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.core.arrays import FloatArray, IntArray
-from pipeline.core.kmeans import match_centroids
+from pipeline.core.kmeans import assign, match_centroids
 from pipeline.core.state import State
 
 MAX_PARTS = 255
+_MIN_MEMBER_SHARE = 0.02
+_RECALL_RATIO = 1.4
 
 
 class PartNumbers:
@@ -46,6 +48,28 @@ class PartNumbers:
     def highest(self) -> int:
         """The largest number assigned so far; 0 before the first."""
         return max(self._known, default=0)
+
+    def recall(self, rows: FloatArray, parts: FloatArray) -> FloatArray:
+        """Known parts in place of newly fitted ones, where they describe the foreground almost as well.
+
+        A fit on other frames of the same things divides them differently, and its parts could not keep their
+        numbers. On six sequences the mean squared distance of mirrored frames to the parts known from the plain
+        ones is 1.04 to 1.18 times that to parts fitted on them; to those of other sequences, 1.9 times or more.
+
+        Args:
+            rows: float32 ``(N, d)``, the foreground.
+            parts: float32 ``(P, d)``, fitted on it.
+
+        Returns:
+            The known parts that hold enough of the rows, or ``parts``.
+        """
+        if not self._known or not len(parts) or not len(rows):
+            return parts
+        known = np.stack(list(self._known.values()))
+        members = np.bincount(assign(rows, known)[0], minlength=len(known))
+        known = known[members >= _MIN_MEMBER_SHARE * len(rows)]
+        error, fitted = (float(assign(rows, centroids)[1].mean()) for centroids in (known, parts))
+        return known if error <= _RECALL_RATIO * fitted else parts
 
     def assign(self, parts: FloatArray, spread: float = 1.0) -> int:
         """Number the parts of a new fit; sets ``current`` and returns how many were known already.

@@ -12,6 +12,7 @@ from pipeline.core.records import Packet
 from pipeline.core.state import State
 from stages.cosegment.motion import continuity, small_gray
 from stages.cosegment.observation import Observation, observe
+from stages.cosegment.part_space import PartSpace
 
 _USUAL_MEMORY = 0.8
 
@@ -23,8 +24,9 @@ class ShotDetector:
     ``cut_similarity``, and by ``cut_drop`` below what is usual in the shot.
     """
 
-    def __init__(self, cut_similarity: float, cut_drop: float) -> None:
-        """Take the two limits, both in units of the mean cosine."""
+    def __init__(self, cut_similarity: float, cut_drop: float, space: PartSpace | None = None) -> None:
+        """Take the two limits, both in units of the mean cosine, and what parts are clustered in."""
+        self._space = space
         self._cut_similarity = cut_similarity
         self._cut_drop = cut_drop
         self.reset()
@@ -46,7 +48,7 @@ class ShotDetector:
     def observe(self, packet: Packet) -> Observation:
         """What the next frame shows, cut or not."""
         gray = small_gray(packet.frame.image)
-        seen = observe(packet, gray, self._gray)
+        seen = observe(packet, gray, self._gray, self._space)
         self._gray = gray
         return seen
 

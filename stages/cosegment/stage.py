@@ -23,12 +23,20 @@ import torch
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Packet
 from pipeline.core.state import State, packet_from_state, packet_state
-from stages.cosegment.codebook import Codebook, FitOptions, fit_codebook, without_background
+from stages.cosegment.codebook import (
+    Codebook,
+    FitOptions,
+    fit_codebook,
+    foreground_rows,
+    with_given_parts,
+    without_background,
+)
 from stages.cosegment.config import CosegmentConfig
 from stages.cosegment.cosegmentation import KmeansOptions
 from stages.cosegment.observation import Observation, features_of
 from stages.cosegment.part_maps import make_part_map
 from stages.cosegment.part_numbers import PartNumbers
+from stages.cosegment.part_space import find_part_space
 from stages.cosegment.part_statistics import PartStatistics
 from stages.cosegment.shots import ShotDetector
 from stages.cosegment.stillness import StillRegion, find_still_cells
@@ -60,9 +68,16 @@ class Cosegmenter:
             read; None before the first.
     """
 
-    def __init__(self, config: CosegmentConfig) -> None:
-        """Take the settings; nothing is loaded."""
+    def __init__(self, config: CosegmentConfig, *, descriptors: str = "") -> None:
+        """Take the settings.
+
+        Args:
+            config: The settings.
+            descriptors: Backbone and facet of :attr:`Features.data`, such as ``dinov2_vits14 key@11``; with
+                ``part_space: auto`` the bundled space of these is used.
+        """
         self.config = config
+        self._space = find_part_space(descriptors) if config.part_space == "auto" else None
         self._options = _fit_options(config)
         self.reset()
 
@@ -72,12 +87,12 @@ class Cosegmenter:
         self.warnings: list[str] = []
         self.current_index: int | None = None
         self._used = False
-        self._survey = Survey(config.reservoir_frames)
+        self._survey = Survey(config.reservoir_frames, self._space)
         self.surveyed = False
         self._codebook: Codebook | None = None
         self._numbers = PartNumbers(config.match_distance)
         self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
-        self._shots = ShotDetector(config.cut_similarity, config.cut_drop)
+        self._shots = ShotDetector(config.cut_similarity, config.cut_drop, self._space)
         self._waiting: list[Packet] = []
         self._reason = "start"
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
@@ -173,7 +188,7 @@ class Cosegmenter:
         if index is not None and grid is not None:
             self.current_index = index
             self._fit(window, index, "whole video", grid)
-        self._survey = Survey(self.config.reservoir_frames)
+        self._survey = Survey(self.config.reservoir_frames, self._space)
 
     def _two_pass(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         if not self.surveyed:
@@ -256,6 +271,10 @@ class Cosegmenter:
         if reason in ("start", "cut"):
             self._drop_still_cells(window, grid)
         codebook = self._codebook
+        rows = foreground_rows(codebook, window)
+        recalled = self._numbers.recall(rows, codebook.parts)
+        if recalled is not codebook.parts:
+            self._codebook = codebook = with_given_parts(codebook, rows, recalled)
         self._misfits = 0
         kept = self._numbers.assign(codebook.parts, codebook.spread)
         self._num_fits += 1

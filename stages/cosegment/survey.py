@@ -12,6 +12,7 @@ from pipeline.core.records import Packet
 from pipeline.core.state import State, grid_from_state, grid_state
 from stages.cosegment.motion import small_gray
 from stages.cosegment.observation import Observation, features_of, observe
+from stages.cosegment.part_space import PartSpace
 from stages.cosegment.reservoir import EvenReservoir
 
 
@@ -23,8 +24,9 @@ class Survey:
         grid: Where its cells lie; None before it.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Hold at most ``capacity`` observations."""
+    def __init__(self, capacity: int, space: PartSpace | None = None) -> None:
+        """Hold at most ``capacity`` observations; ``space`` is what parts are clustered in."""
+        self._space = space
         self.first_index: int | None = None
         self.grid: PatchGrid | None = None
         self._reservoir: EvenReservoir[Observation] = EvenReservoir(capacity)
@@ -41,7 +43,7 @@ class Survey:
             self.first_index, self.grid = packet.index, features_of(packet).grid
         gray = small_gray(packet.frame.image)
         if self._reservoir.wants_next():
-            seen = observe(packet, gray, self._gray)
+            seen = observe(packet, gray, self._gray, self._space)
             # The fit does not read these two, and they would double the memory.
             self._reservoir.add(replace(seen, gray=None, flow=None))
         else:

@@ -6,6 +6,7 @@ import pytest
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.grid import PatchGrid
 from pipeline.core.guided_filter import fast_guided_filter
+from pipeline.core.kmeans import fit_kmeans
 from pipeline.images.correspondences import best_buddies, find_correspondences, nearest_neighbors
 from pipeline.images.grabcut import grabcut
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, cosegment_images
@@ -191,6 +192,21 @@ def test_part_numbers_survive_reordering_absence_and_return() -> None:
     assert numbers.current.tolist() == [4, 2]
     assert numbers.assign(looks[[2, 0]]) == 2
     assert numbers.current.tolist() == [3, 1]
+
+
+def test_known_parts_are_used_again_where_they_fit() -> None:
+    """A new fit on the same things would divide them differently and change the numbers."""
+    rng = np.random.default_rng(0)
+    rows = normalize_rows(np.repeat(np.eye(4, 8), 30, axis=0) + 0.05 * rng.standard_normal((120, 8)))
+    numbers = PartNumbers(match_distance=0.05)
+    numbers.assign(rows[::30])
+    other = fit_kmeans(rows, 4, iterations=20, redo=2)
+    recalled = numbers.recall(rows, other)
+    assert numbers.assign(recalled) == 4
+    assert sorted(numbers.current.tolist()) == [1, 2, 3, 4]
+    strange = normalize_rows(np.repeat(np.eye(2, 8, 5), 30, axis=0) + 0.05 * rng.standard_normal((60, 8)))
+    fitted = fit_kmeans(strange, 2, iterations=20, redo=2)
+    assert numbers.recall(strange, fitted) is fitted
 
 
 def test_part_numbers_stay_within_what_an_indexed_image_holds() -> None:
