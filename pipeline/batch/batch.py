@@ -21,6 +21,7 @@ from pipeline.batch.report import BatchReport, Display
 from pipeline.batch.storage import Place
 from pipeline.batch.worker import outcome_of_finished
 from pipeline.core.errors import ConfigError
+from pipeline.core.threads import usable_cores
 
 EngineName = Literal["local", "ray"]
 _LOOKERS = 16
@@ -79,7 +80,7 @@ def make_engine(options: BatchOptions) -> Engine:
             options.cpus_per_worker,
             options.gpus_per_worker,
             gpus=gpus_here(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=usable_cores(),
         )
         label = f"{options.shard.replace('/', '-of-')}-" if options.shard else ""
         return LocalEngine(settings, plan, _logs(options), label)

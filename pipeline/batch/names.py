@@ -43,7 +43,7 @@ def safe_name(name: str) -> str:
     """A name as one path component that every file system takes.
 
     >>> safe_name("../..//etc"), safe_name("a:b"), safe_name("..")
-    ('etc', 'a_b', 'video-9fbbad17')
+    ('etc', 'a_b', 'video-5ec1f7e7')
     """
     name = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     clean = re.sub(r'[\x00-\x1f\x7f\ud800-\udfff<>:"|?*]', "_", name).strip(" .")

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -154,7 +154,7 @@ class RayEngine:
         cpus_per_worker: int | None = None,
         gpus_per_worker: float | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings = replace(settings, threads=cpus_per_worker or 1)
         self._wanted = workers
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0

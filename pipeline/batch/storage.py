@@ -13,7 +13,7 @@ import fsspec
 
 from pipeline.core.errors import InputError, LiftstreamError, OutputError
 from pipeline.core.files import path_inside, write_bytes_whole
-from stages.write.folder import FILE_LIST, RECORD, listed_files
+from stages.write.folder import FILE_LIST, RECORD
 
 
 class TransferError(LiftstreamError):
@@ -187,14 +187,14 @@ class Place:
             TransferError: The storage refuses it; ``folder`` stays.
         """
         self._remove_old(name)
-        paths = [path.relative_to(folder).parts for path in listed_files(folder)]
-        for parts in [*paths, (FILE_LIST,), (RECORD,)]:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        paths = [path.relative_to(folder).parts for path in files]
+        for parts in [*(parts for parts in paths if parts != (RECORD,)), (RECORD,)]:
             url = self._url(name, *parts)
             with explained(url, "cannot be written", TransferError):
                 system, inner = filesystem(url)
                 system.makedirs(inner.rpartition("/")[0], exist_ok=True)
-                if folder.joinpath(*parts).is_file():
-                    system.put_file(str(folder.joinpath(*parts)), inner)
+                system.put_file(str(folder.joinpath(*parts)), inner)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_old(self, name: str) -> None:

@@ -15,8 +15,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from pipeline.assembly import FlowConfig
 from pipeline.batch.inputs import job_config
 from pipeline.batch.jobs import Outcome, Status, VideoJob, WorkerSettings
@@ -33,6 +31,7 @@ from pipeline.batch.storage import Place, fetch
 from pipeline.core.errors import CheckpointError, InputError, LiftstreamError, OutputError
 from pipeline.core.files import path_inside
 from pipeline.core.records import Packet
+from pipeline.core.threads import default_pools, set_thread_pools
 from pipeline.flow import run
 from pipeline.run_record import RunResult
 from pipeline.session import config_identity
@@ -57,7 +56,7 @@ class Worker:
         self.put_aside = PutAside(self.place, self.config)
         self._extractor: Extractor | None = None
         if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+            set_thread_pools(default_pools(settings.threads))
 
     def do(self, job: VideoJob, on_frames: Progress = lambda frames: None) -> Outcome:
         """Do one video.
