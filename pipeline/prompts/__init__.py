@@ -1,4 +1,4 @@
-"""Clicks and boxes become masks, from frozen features alone; ``docs/prompts.md`` has the method and its numbers."""
+"""Clicks and boxes become masks, from frozen features alone; docs/prompts.md has the method and its numbers."""
 
 from pipeline.prompts.features import describe_frame, prompt_extractor
 from pipeline.prompts.prompt import Box, Point, Prompt, parse_box, parse_point

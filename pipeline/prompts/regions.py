@@ -1,8 +1,8 @@
 """Candidate regions around a click or in a box, and how much each looks like an object.
 
 Growing from a click, a threshold on similarity (or on the shortest path through similar cells) gives nested
-regions; one of them is the object. It is the one whose cells differ most, on average, from the ring around it, for a
-compact outline: contrast to the surroundings falls when a region stops short of the object's border (the ring then
+regions; one of them is the object. It is the one whose cells differ most, on average, from the ring around it, with
+a compact outline: contrast to the surroundings falls when a region stops short of the object's border (the ring then
 holds object) and when it leaks over it (the region then holds background).
 """
 
@@ -35,8 +35,8 @@ def similarity_fields(
 ) -> list[FloatArray]:
     """How strongly every cell belongs to some cells rather than to others: two maps ``(N,)``, more is closer.
 
-    The first is cosine similarity, wherever in the frame; the second the length of the shortest path of small steps
-    in dissimilarity, which does not jump to another object that looks the same.
+    The first is cosine similarity, wherever in the frame; the second the length of the shortest path through
+    similar cells, which does not jump to another object that looks the same.
     """
     directions = description.directions
     similarity = _best([directions @ description.smoothed_direction(cell) for cell in cells])

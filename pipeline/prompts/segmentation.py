@@ -1,8 +1,8 @@
 """Masks of one frame from its prompts.
 
 A first click or a box picks one of many candidate regions (:mod:`pipeline.prompts.regions`); every further click
-corrects what came before: it adds or removes the region around itself that makes the object look most like one. The
-cells' region then goes to pixels (:mod:`pipeline.prompts.refinement`).
+corrects what came before: it adds or removes the region around itself that makes the object look most like one.
+The cells' region then goes to pixels (:mod:`pipeline.prompts.refinement`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,213 @@
+"""What the page works on: frames of one video, masks from prompts, saved masks, and a run from them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.colors import OBJECT_COLORS
+from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.core.files import list_images, path_inside
+from pipeline.core.records import Frame, Packet
+from pipeline.flow import FlowConfig, run
+from pipeline.formats.image_folder import load_image
+from pipeline.formats.palette import write_indexed_png
+from pipeline.prompts import FrameSegmenter, describe_frame, prompt_extractor
+from pipeline.prompts.prompt import Prompt
+from pipeline.prompts.segmentation import IndexMask
+from stages.decode import Decoder, probe
+from stages.extract import Extractor
+
+_KEPT_FRAMES = 32
+_KEPT_SEGMENTERS = 4
+_JPEG_QUALITY = 90
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """How far "Run from here" is.
+
+    Attributes:
+        running: Whether it is going on.
+        frames: Frames done.
+        total: Frames to do, None if unknown.
+        error: What went wrong.
+        picture: JPEG of the last annotated frame.
+        video: The result, once it is there.
+    """
+
+    running: bool = False
+    frames: int = 0
+    total: int | None = None
+    error: str | None = None
+    picture: bytes | None = field(default=None, repr=False)
+    video: Path | None = None
+
+
+class Workbench:
+    """One video on the page. Its methods may be called from several threads.
+
+    Args:
+        source: A video file or a folder of images.
+        masks_folder: Where masks are saved.
+        run_folder: Where "Run from here" writes.
+        config: Of the run.
+
+    Raises:
+        InputError: The video or the weights cannot be read.
+    """
+
+    def __init__(self, source: Path, masks_folder: Path, run_folder: Path, config: FlowConfig) -> None:
+        self.info = probe(source, config.decode)
+        self.num_frames = self.info.num_frames or 1
+        self.masks_folder = masks_folder
+        self.progress = RunProgress()
+        self._run_folder = run_folder
+        self._config = config
+        self._extractor = Extractor(config.extract)
+        self._prompt_extractor = prompt_extractor(self._extractor)
+        self._frames: OrderedDict[int, Frame] = OrderedDict()
+        self._segmenters: OrderedDict[int, FrameSegmenter] = OrderedDict()
+        self._decoding, self._computing = threading.Lock(), threading.Lock()
+
+    def frame(self, index: int) -> Frame:
+        """A frame by its index in the video.
+
+        Raises:
+            InputError: There is no such frame.
+        """
+        with self._decoding:
+            if index not in self._frames:
+                self._frames[index] = self._decode(index)
+                if len(self._frames) > _KEPT_FRAMES:
+                    self._frames.popitem(last=False)
+            self._frames.move_to_end(index)
+            return self._frames[index]
+
+    def picture(self, index: int) -> bytes:
+        """A frame as JPEG."""
+        return _jpeg(self.frame(index).image)
+
+    def prepare(self, index: int) -> None:
+        """Compute what clicks on a frame are answered from."""
+        with self._computing:
+            self._segmenter(index)
+
+    def mask(self, index: int, prompts: Sequence[Prompt]) -> IndexMask:
+        """The index mask of a frame.
+
+        Raises:
+            InputError: Prompts from which no mask can be made, or no such frame.
+        """
+        with self._computing:
+            return self._segmenter(index).index_mask(prompts)
+
+    def save(self, prompts: Mapping[int, Sequence[Prompt]]) -> list[Path]:
+        """Write the masks of frames into the masks folder, named as ``--masks`` reads them.
+
+        Raises:
+            InputError: As :meth:`mask`, or the folder cannot be written.
+        """
+        masks = {index: self.mask(index, own) for index, own in sorted(prompts.items()) if own}
+        if not masks:
+            raise InputError("there is nothing to save yet: click an object first")
+        self.masks_folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for index, mask in masks.items():
+            name = self.info.frame_names[index] if self.info.frame_names else f"{index:05d}"
+            paths.append(path_inside(self.masks_folder, f"{name}.png"))
+            write_indexed_png(paths[-1], mask)
+        return paths
+
+    def start_run(self, start: int, prompts: Mapping[int, Sequence[Prompt]]) -> None:
+        """Run the flow from a frame on with the masks of that frame and later ones, in a thread.
+
+        Raises:
+            InputError: A run is going on, or there is no mask from that frame on.
+        """
+        masks = {index: self.mask(index, own) for index, own in prompts.items() if own and index >= start}
+        if not masks:
+            raise InputError("click an object on this frame or a later one first")
+        if self.progress.running:
+            raise InputError("a run is going on; wait for its end")
+        seconds = max(0.0, self.frame(start).pts_seconds - 1e-4)
+        decode = self._config.decode.model_copy(update={"start_seconds": seconds})
+        config = self._config.model_copy(update={"decode": decode})
+        total = Decoder(decode, self.info).expected_frames()
+        self.progress = RunProgress(running=True, total=total)
+        threading.Thread(target=self._run, args=(config, masks, self.progress), daemon=True).start()
+
+    def _run(self, config: FlowConfig, masks: Mapping[int, IndexMask], progress: RunProgress) -> None:
+        def on_packet(packet: Packet) -> None:
+            progress.frames += 1
+            if packet.annotated is not None:
+                progress.picture = _jpeg(packet.annotated)
+
+        try:
+            with self._computing:
+                run(
+                    self.info.path, self._run_folder, config, masks=masks, overwrite=True,
+                    extractor=self._extractor, on_packet=on_packet,
+                )  # fmt: skip
+            video = self._run_folder / "annotated.mp4"
+            progress.video = video if video.is_file() else None
+        except LiftstreamError as error:
+            progress.error = str(error)
+        finally:
+            progress.running = False
+
+    def _segmenter(self, index: int) -> FrameSegmenter:
+        if index not in self._segmenters:
+            description = describe_frame(self.frame(index), self._prompt_extractor)
+            self._segmenters[index] = FrameSegmenter(description)
+            if len(self._segmenters) > _KEPT_SEGMENTERS:
+                self._segmenters.popitem(last=False)
+        self._segmenters.move_to_end(index)
+        return self._segmenters[index]
+
+    def _decode(self, index: int) -> Frame:
+        rate = float(self.info.frame_rate)
+        if not 0 <= index < self.num_frames:
+            raise InputError(f"there is no frame {index}; frames are 0 to {self.num_frames - 1}")
+        if self.info.path.is_dir():
+            return Frame(load_image(list_images(self.info.path)[index]), index, index / rate)
+        # A variable frame rate may put the frame before its nominal time: then from the start.
+        for start in (max(0.0, (index - 1) / rate), 0.0):
+            decode = self._config.decode.model_copy(
+                update={"start_seconds": start, "end_seconds": None, "every": 1}
+            )
+            frames = Decoder(decode, self.info)()
+            try:
+                for frame in frames:
+                    if frame.index >= index:
+                        break
+            finally:
+                frames.close()
+            if frame.index == index:
+                return frame
+        raise InputError(f"frame {index} of {self.info.path.name} cannot be decoded")
+
+
+def overlay(mask: IndexMask) -> bytes:
+    """An index mask as a PNG with the objects' colors, transparent elsewhere."""
+    rgb = OBJECT_COLORS[mask]
+    border = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    alpha = np.where(mask > 0, np.where(border, 255, 115), 0).astype(np.uint8)
+    encoded, data = cv2.imencode(".png", np.dstack([rgb[..., ::-1], alpha]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert encoded
+    return data.tobytes()
+
+
+def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+    encoded, data = cv2.imencode(
+        ".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    assert encoded
+    return data.tobytes()

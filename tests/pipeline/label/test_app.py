@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("starlette", reason="needs the extra 'label'")
+pytest.importorskip("httpx", reason="needs httpx for starlette's test client")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from pipeline import FlowConfig  # noqa: E402
+from pipeline.formats.palette import read_indexed_png  # noqa: E402
+from pipeline.label.app import MAX_BODY_BYTES, make_app  # noqa: E402
+from pipeline.label.workbench import Workbench  # noqa: E402
+
+TOKEN = "test-token"
+CLICK = {"x": 60, "y": 56, "object": 2, "positive": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("label") / "frames"
+    path.mkdir()
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:112, :168]
+    for index in range(2):
+        image = generator.integers(90, 130, (112, 168, 3)).astype(np.uint8)
+        image[(x - 60) ** 2 + (y - 56) ** 2 < 26**2] = (220, 60, 40)
+        Image.fromarray(image).save(path / f"shot{index}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> TestClient:
+    config = FlowConfig().only("propagate", "annotate", "write", extract={"short_side": 112})
+    workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
+    return TestClient(make_app(workbench, TOKEN), base_url="http://127.0.0.1:8000")
+
+
+def test_the_page_and_its_facts(client: TestClient) -> None:
+    assert "<canvas" in client.get(f"/{TOKEN}/").text
+    facts = client.get(f"/{TOKEN}/facts").json()
+    assert (facts["width"], facts["height"], facts["frames"]) == (168, 112, 2)
+
+
+@pytest.mark.parametrize("path", ["/", "/facts", "/wrong/facts", "/test-toke/facts", f"/{TOKEN}"])
+def test_nothing_is_there_without_the_token(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1.example.org", "", "10.0.0.5:8000"])
+def test_other_hosts_are_refused(client: TestClient, host: str) -> None:
+    assert client.get(f"/{TOKEN}/facts", headers={"host": host}).status_code == 403
+
+
+def test_other_origins_are_refused_and_none_is_invited(client: TestClient) -> None:
+    headers = {"origin": "http://example.org"}
+    assert client.post(f"/{TOKEN}/save", json={"frames": {}}, headers=headers).status_code == 403
+    answer = client.get(f"/{TOKEN}/facts", headers={"origin": "http://127.0.0.1:8000"})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["frames/../../etc/passwd", "frames/%2e%2e%2fsecret", "frames/-1", "run/video/../x"])
+def test_paths_that_are_no_frame_numbers_find_nothing(client: TestClient, path: str) -> None:
+    assert client.get(f"/{TOKEN}/{path}").status_code == 404
+
+
+def test_frames_that_do_not_exist_are_an_error(client: TestClient) -> None:
+    answer = client.get(f"/{TOKEN}/frames/9")
+    assert answer.status_code == 400
+    assert "frames are 0 to 1" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["x", [1], [{}], [{"x": 1, "y": "a", "object": 1, "positive": True}], [{"box": [1, 2], "object": 1}], []],
+)
+def test_prompts_of_another_shape_are_an_error(client: TestClient, prompts: object) -> None:
+    assert client.post(f"/{TOKEN}/frames/0/mask", json={"prompts": prompts}).status_code == 400
+
+
+def test_a_body_that_is_too_long_or_not_json_is_an_error(client: TestClient) -> None:
+    assert client.post(f"/{TOKEN}/save", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 400
+    assert client.post(f"/{TOKEN}/save", content=b"{").status_code == 400
+    assert client.post(f"/{TOKEN}/save", json={"frames": {"../x": [CLICK]}}).status_code == 400
+
+
+def test_a_click_gives_an_overlay_and_saving_writes_the_mask(client: TestClient, folder: Path) -> None:
+    answer = client.post(f"/{TOKEN}/frames/1/mask", json={"prompts": [CLICK]})
+    assert answer.headers["content-type"] == "image/png"
+    saved = client.post(f"/{TOKEN}/save", json={"frames": {"1": [CLICK], "0": []}}).json()["saved"]
+    assert saved == [str(folder.parent / "masks" / "shot1.png")]
+    mask = read_indexed_png(Path(saved[0]))
+    assert mask.shape == (112, 168)
+    assert mask[56, 60] == 2
+    assert mask[5, 5] == 0
+
+
+def test_nothing_to_save_is_an_error(client: TestClient) -> None:
+    assert client.post(f"/{TOKEN}/save", json={"frames": {"0": []}}).status_code == 400
