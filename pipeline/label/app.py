@@ -1,7 +1,7 @@
 """The web application behind the page: who may ask, and what can be asked.
 
-Every address begins with a random token, the Host header must name this machine, requests that change something must
-come from the page itself, and no header invites other origins. Requests name frames by number and never a path.
+Every address begins with a random token, the Host header must name this machine, a request with an Origin header must
+come from the page itself, and no header allows other origins. Requests name frames by number and never a path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from pipeline.prompts.prompt import Box, Point, Prompt
 PAGE = Path(__file__).with_name("page.html")
 MAX_BODY_BYTES = 1 << 20
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; media-src 'self'; connect-src 'self'"  # noqa: E501
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; media-src 'self'; connect-src 'self'"
+)
 
 
 class LocalOnly:
@@ -66,74 +69,89 @@ def _name_of(host: str) -> str:
 
 def make_app(workbench: Workbench, token: str) -> ASGIApp:
     """The application for one video; see the module."""
-
-    async def page(request: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Content-Security-Policy": _POLICY})
-
-    async def facts(request: Request) -> Response:
-        info = workbench.info
-        colors = ["#%02x%02x%02x" % tuple(int(value) for value in color) for color in OBJECT_COLORS[:255]]  # noqa: UP031
-        return JSONResponse({
-            "name": info.path.name, "width": info.width, "height": info.height, "frames": workbench.num_frames,
-            "rate": float(info.frame_rate), "colors": colors, "masks": str(workbench.masks_folder),
-        })  # fmt: skip
-
-    async def frame(request: Request) -> Response:
-        return Response(await run_in_threadpool(workbench.picture, _index(request)), media_type="image/jpeg")
-
-    async def prepare(request: Request) -> Response:
-        await run_in_threadpool(workbench.prepare, _index(request))
-        return JSONResponse({})
-
-    async def mask(request: Request) -> Response:
-        values = await _body(request)
-        found = await run_in_threadpool(workbench.mask, _index(request), _prompts(values.get("prompts")))
-        return Response(await run_in_threadpool(overlay, found), media_type="image/png")
-
-    async def save(request: Request) -> Response:
-        values = await _body(request)
-        paths = await run_in_threadpool(workbench.save, _by_frame(values.get("frames")))
-        return JSONResponse({"saved": [str(path) for path in paths]})
-
-    async def start_run(request: Request) -> Response:
-        values = await _body(request)
-        start = values.get("start")
-        if not isinstance(start, int):
-            raise InputError("start is not a frame number")
-        await run_in_threadpool(workbench.start_run, start, _by_frame(values.get("frames")))
-        return JSONResponse({})
-
-    async def progress(request: Request) -> Response:
-        now = workbench.progress
-        return JSONResponse({
-            "running": now.running, "frames": now.frames, "total": now.total, "error": now.error,
-            "video": now.video is not None,
-        })  # fmt: skip
-
-    async def picture(request: Request) -> Response:
-        data = workbench.progress.picture
-        return PlainTextResponse("no frame yet", 404) if data is None else Response(data, media_type="image/jpeg")
-
-    async def video(request: Request) -> Response:
-        path = workbench.progress.video
-        return PlainTextResponse("no result yet", 404) if path is None else FileResponse(path)
-
+    asked = Answers(workbench)
     app = Starlette(
         routes=[
-            Route("/", page),
-            Route("/facts", facts),
-            Route("/frames/{index:int}", frame),
-            Route("/frames/{index:int}/prepare", prepare, methods=["POST"]),
-            Route("/frames/{index:int}/mask", mask, methods=["POST"]),
-            Route("/save", save, methods=["POST"]),
-            Route("/run", start_run, methods=["POST"]),
-            Route("/run", progress),
-            Route("/run/picture", picture),
-            Route("/run/video", video),
+            Route("/", asked.page),
+            Route("/facts", asked.facts),
+            Route("/frames/{index:int}", asked.frame),
+            Route("/frames/{index:int}/prepare", asked.prepare, methods=["POST"]),
+            Route("/frames/{index:int}/mask", asked.mask, methods=["POST"]),
+            Route("/save", asked.save, methods=["POST"]),
+            Route("/run", asked.start_run, methods=["POST"]),
+            Route("/run", asked.progress),
+            Route("/run/picture", asked.picture),
+            Route("/run/video", asked.video),
         ],
         exception_handlers={LiftstreamError: _explain},
     )
     return LocalOnly(_no_store(app), token)
+
+
+class Answers:
+    """The answer to each address."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self._workbench = workbench
+
+    async def page(self, request: Request) -> Response:
+        """The page itself."""
+        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+    async def facts(self, request: Request) -> Response:
+        """The video's name, size, length and rate, and the objects' colors."""
+        info = self._workbench.info
+        colors = [f"#{bytes(color.tolist()).hex()}" for color in OBJECT_COLORS[:255]]
+        values = {"name": info.path.name, "width": info.width, "height": info.height, "colors": colors}
+        return JSONResponse(
+            {**values, "frames": self._workbench.num_frames, "masks": str(self._workbench.masks_folder)}
+        )
+
+    async def frame(self, request: Request) -> Response:
+        """A frame as JPEG."""
+        return Response(await run_in_threadpool(self._workbench.picture, _index(request)), media_type="image/jpeg")
+
+    async def prepare(self, request: Request) -> Response:
+        """Answers when clicks on the frame can be answered at once."""
+        await run_in_threadpool(self._workbench.prepare, _index(request))
+        return JSONResponse({})
+
+    async def mask(self, request: Request) -> Response:
+        """The mask of a frame's prompts, as a colored PNG."""
+        values = await _body(request)
+        found = await run_in_threadpool(self._workbench.mask, _index(request), _prompts(values.get("prompts")))
+        return Response(await run_in_threadpool(overlay, found), media_type="image/png")
+
+    async def save(self, request: Request) -> Response:
+        """Write the masks; answers where they are."""
+        values = await _body(request)
+        paths = await run_in_threadpool(self._workbench.save, _by_frame(values.get("frames")))
+        return JSONResponse({"saved": [str(path) for path in paths]})
+
+    async def start_run(self, request: Request) -> Response:
+        """Start the flow from a frame on."""
+        values = await _body(request)
+        start = values.get("start")
+        if not isinstance(start, int):
+            raise InputError("start is not a frame number")
+        await run_in_threadpool(self._workbench.start_run, start, _by_frame(values.get("frames")))
+        return JSONResponse({})
+
+    async def progress(self, request: Request) -> Response:
+        """How far the run is."""
+        now = self._workbench.progress
+        values = {"running": now.running, "frames": now.frames, "total": now.total, "error": now.error}
+        return JSONResponse({**values, "video": now.video is not None})
+
+    async def picture(self, request: Request) -> Response:
+        """The last annotated frame of the run."""
+        data = self._workbench.progress.picture
+        return PlainTextResponse("no frame yet", 404) if data is None else Response(data, media_type="image/jpeg")
+
+    async def video(self, request: Request) -> Response:
+        """The result of the run."""
+        path = self._workbench.progress.video
+        return PlainTextResponse("no result yet", 404) if path is None else FileResponse(path)
 
 
 def _no_store(app: ASGIApp) -> ASGIApp:
@@ -201,5 +219,3 @@ def _prompt(value: dict[str, Any]) -> Prompt:
         left, top, right, bottom = (float(edge) for edge in value["box"])
         return Box(left, top, right, bottom, number)
     return Point(float(value["x"]), float(value["y"]), number, positive=bool(value["positive"]))
-
-

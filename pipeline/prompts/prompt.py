@@ -96,9 +96,7 @@ def parse_box(text: str, *, at_seconds: float | None = None) -> Box:
     >>> parse_box("100,80,380,420:3").xyxy, parse_box("100,80,380,420:3").object_id
     ((100.0, 80.0, 380.0, 420.0), 3)
     """
-    values, object_id = _numbers(
-        text, 4, "--box", "left,top,right,bottom or with :object, e.g. 100,80,380,420:3"
-    )
+    values, object_id = _numbers(text, 4, "--box", "left,top,right,bottom or with :object, e.g. 100,80,380,420:3")
     return Box(*values, object_id=object_id, at_seconds=at_seconds)
 
 

@@ -9,12 +9,12 @@ from PIL import Image
 pytest.importorskip("starlette", reason="needs the extra 'label'")
 pytest.importorskip("httpx", reason="needs httpx for starlette's test client")
 
-from starlette.testclient import TestClient  # noqa: E402
+from starlette.testclient import TestClient
 
-from pipeline import FlowConfig  # noqa: E402
-from pipeline.formats.palette import read_indexed_png  # noqa: E402
-from pipeline.label.app import MAX_BODY_BYTES, make_app  # noqa: E402
-from pipeline.label.workbench import Workbench  # noqa: E402
+from pipeline import FlowConfig
+from pipeline.formats.palette import read_indexed_png
+from pipeline.label.app import MAX_BODY_BYTES, make_app
+from pipeline.label.workbench import Workbench
 
 TOKEN = "test-token"
 CLICK = {"x": 60, "y": 56, "object": 2, "positive": True}
@@ -64,7 +64,7 @@ def test_other_origins_are_refused_and_none_is_invited(client: TestClient) -> No
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("path", ["frames/../../etc/passwd", "frames/%2e%2e%2fsecret", "frames/-1", "run/video/../x"])
+@pytest.mark.parametrize("path", ["frames/../../etc/passwd", "frames/%2e%2e%2fx", "frames/-1", "run/video/../x"])
 def test_paths_that_are_no_frame_numbers_find_nothing(client: TestClient, path: str) -> None:
     assert client.get(f"/{TOKEN}/{path}").status_code == 404
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -109,7 +111,7 @@ def test_regions_are_nested_connected_to_their_seed_and_stay_in_their_room() -> 
     for region in regions:
         assert region[7]
         assert not region.reshape(6, 8)[:, :5].any()
-    for small, large in zip(regions, regions[1:], strict=False):
+    for small, large in pairwise(regions):
         assert not (small & ~large).any()
 
 
