@@ -1,7 +1,7 @@
 """The web application behind the page: who may ask, and what can be asked.
 
-Every address begins with a random token, the Host header must name this machine, a request with an Origin header must
-come from the page itself, and no header allows other origins. Requests name frames by number and never a path.
+Every address begins with a random token, the Host header must name this machine, a request with an Origin header
+must come from the page itself, and no header allows other origins. Requests name frames by number, never a path.
 """
 
 from __future__ import annotations

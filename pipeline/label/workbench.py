@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,15 +184,10 @@ class Workbench:
             decode = self._config.decode.model_copy(
                 update={"start_seconds": start, "end_seconds": None, "every": 1}
             )
-            frames = Decoder(decode, self.info)()
-            try:
-                for frame in frames:
-                    if frame.index >= index:
-                        break
-            finally:
-                frames.close()
-            if frame.index == index:
-                return frame
+            with closing(Decoder(decode, self.info)()) as frames:  # type: ignore[type-var]
+                found = next((frame for frame in frames if frame.index >= index), None)
+            if found is not None and found.index == index:
+                return found
         raise InputError(f"frame {index} of {self.info.path.name} cannot be decoded")
 
 

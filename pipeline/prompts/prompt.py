@@ -83,8 +83,8 @@ def parse_point(text: str, *, positive: bool = True, at_seconds: float | None = 
     >>> parse_point("640,200:2")
     Point(x=640.0, y=200.0, object_id=2, positive=True, at_seconds=None)
     """
-    values, object_id = _numbers(text, 2, "--point" if positive else "--not", "x,y or x,y:object, e.g. 640,200:2")
-    return Point(*values, object_id=object_id, positive=positive, at_seconds=at_seconds)
+    (x, y), object_id = _numbers(text, 2, "--point" if positive else "--not", "x,y or x,y:object, e.g. 640,200:2")
+    return Point(x, y, object_id=object_id, positive=positive, at_seconds=at_seconds)
 
 
 def parse_box(text: str, *, at_seconds: float | None = None) -> Box:
@@ -96,8 +96,10 @@ def parse_box(text: str, *, at_seconds: float | None = None) -> Box:
     >>> parse_box("100,80,380,420:3").xyxy, parse_box("100,80,380,420:3").object_id
     ((100.0, 80.0, 380.0, 420.0), 3)
     """
-    values, object_id = _numbers(text, 4, "--box", "left,top,right,bottom or with :object, e.g. 100,80,380,420:3")
-    return Box(*values, object_id=object_id, at_seconds=at_seconds)
+    (left, top, right, bottom), object_id = _numbers(
+        text, 4, "--box", "left,top,right,bottom or with :object, e.g. 100,80,380,420:3"
+    )
+    return Box(left, top, right, bottom, object_id=object_id, at_seconds=at_seconds)
 
 
 def parse_prompts(

@@ -2,8 +2,8 @@
 
 Growing from a click, a threshold on similarity (or on the shortest path through similar cells) gives nested
 regions; one of them is the object. It is the one whose cells differ most, on average, from the ring around it,
-with a compact outline. This contrast falls when a region stops short of the object's border (the ring then contains
-object) and when it leaks over it (the region then contains background).
+with a compact outline. This contrast falls when a region stops short of the object's border (the ring then
+contains object) and when it leaks over it (the region then contains background).
 """
 
 from __future__ import annotations

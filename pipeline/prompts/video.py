@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.core.errors import InputError
@@ -46,22 +47,17 @@ def _by_frame(
 ) -> dict[int, tuple[Frame, list[Prompt]]]:
     """The prompts of each frame, and the frame, in the order of the frames."""
     info = probe(source, config)
-    times = {prompt.at_seconds if prompt.at_seconds is not None else config.start_seconds for prompt in prompts}
     found: dict[int, tuple[Frame, list[Prompt]]] = {}
-    waiting = sorted(max(time, config.start_seconds) for time in times)
+    waiting = sorted({max(prompt.at_seconds or 0.0, config.start_seconds) for prompt in prompts})
     if not waiting:
         raise InputError("no prompts: give at least one point or box")
-    frames = Decoder(config, info)()
-    try:
+    with closing(Decoder(config, info)()) as frames:  # type: ignore[type-var]
         for frame in frames:
             # Times come from people and containers, which round.
             while waiting and frame.pts_seconds >= waiting[0] - 5e-4:
                 moment = waiting.pop(0)
-                found.setdefault(frame.index, (frame, []))[1].extend(
-                    prompt for prompt in prompts if max(prompt.at_seconds or 0.0, config.start_seconds) == moment
-                )
+                own = [p for p in prompts if max(p.at_seconds or 0.0, config.start_seconds) == moment]
+                found.setdefault(frame.index, (frame, []))[1].extend(own)
             if not waiting:
                 return found
-    finally:
-        frames.close()
     raise InputError(f"{source}: there is no frame at or after {waiting[0]:g} s; give an earlier --at")
