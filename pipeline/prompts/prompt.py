@@ -96,9 +96,8 @@ def parse_box(text: str, *, at_seconds: float | None = None) -> Box:
     >>> parse_box("100,80,380,420:3").xyxy, parse_box("100,80,380,420:3").object_id
     ((100.0, 80.0, 380.0, 420.0), 3)
     """
-    (left, top, right, bottom), object_id = _numbers(
-        text, 4, "--box", "left,top,right,bottom or with :object, e.g. 100,80,380,420:3"
-    )
+    expected = "left,top,right,bottom or left,top,right,bottom:object, e.g. 100,80,380,420:3"
+    (left, top, right, bottom), object_id = _numbers(text, 4, "--box", expected)
     return Box(left, top, right, bottom, object_id=object_id, at_seconds=at_seconds)
 
 
