@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python run_pipeline.py demo
@@ -12,6 +12,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Tests that take minutes: many kills, many videos.
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m long
 
 # The stamps make a second run skip the installation until pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python

@@ -170,7 +170,7 @@ def test_the_driver_holds_only_what_is_under_way() -> None:
     assert peak < 2_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_videos() -> None:
     rate, peak = simulate(100_000, 1_000)
     assert rate > 1_000

@@ -102,7 +102,7 @@ def test_a_node_that_leaves_and_a_video_that_kills_its_worker(cluster: Any, tmp_
     assert {name: hashes(out)[name] for name in "ab"} == {name: wanted[name] for name in "ab"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_workers_killed_at_ten_random_moments(cluster: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
