@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import av
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.bench.moving_squares import write_moving_squares
 from pipeline.core.locations import DEMO_CLIP
 from pipeline.core.records import Packet
 from pipeline.core.runner import Pipeline
@@ -117,7 +116,7 @@ def resident_over_time(folder: Path, *, frames: int, early: int) -> tuple[int, i
     The video is made on the spot: two squares that move over a textured ground, so that every stage has work.
     """
     video = folder / "moving.mp4"
-    _write_moving_squares(video, frames)
+    write_moving_squares(video, frames)
     extract = ExtractConfig(
         backbone="vit_tiny_patch16_224", weights="random", short_side=96, facets=("key@11",), lift="none"
     )
@@ -136,18 +135,3 @@ def _resident_bytes() -> int:
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _write_moving_squares(path: Path, frames: int) -> None:
-
-    ground = np.random.default_rng(0).integers(60, 120, (96, 128, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        for index in range(frames):
-            image = ground.copy()
-            x, y = 10 + index % 60, 20 + (index // 3) % 30
-            image[y : y + 32, x : x + 32] = (220, 60, 40)
-            image[60:84, 90 - x // 2 : 114 - x // 2] = (40, 80, 230)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))

@@ -51,6 +51,11 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
         ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),
         ("bench threads", "bench.threads:bench_threads", "The flow with other sizes of the thread pools."),
+        (
+            "bench endurance",
+            "bench.endurance:bench_endurance",
+            "Hours of video, killed and resumed: memory, cost.",
+        ),
         ("bench memory", "bench.run:bench_memory", "Memory late in a long video against early."),
         ("bench batch", "bench.batch:bench_batch", "Videos per second of batch against run."),
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
