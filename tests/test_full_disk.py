@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -78,20 +79,23 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_once_there_is_room(
     assert results(folder) == results(tmp_path / "whole" / "square")
 
 
-def test_a_limit_on_file_sizes_ends_in_one_line_and_the_next_input_is_run(video: Path, tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_ends_in_one_line_and_the_next_input_is_run(tmp_path: Path) -> None:
     tiny = write_video(tmp_path / "tiny.mp4", [pattern(i, height=48, width=64) for i in range(3)])
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+    noise = np.random.default_rng(0).integers(0, 255, (24, 96, 128, 3), np.uint8)
+    large = write_video(tmp_path / "large.mp4", noise)
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
     code = limit + "sys.argv = sys.argv[1:]; runpy.run_path('run_pipeline.py', run_name='__main__')"
-    arguments = command(video, tmp_path / "out", "--set", "write.crf=0")[1:]
-    arguments.insert(arguments.index(str(video)) + 1, str(tiny))
+    arguments = command(large, tmp_path / "out", "--set", "write.crf=0")[1:]
+    arguments.insert(arguments.index(str(large)) + 1, str(tiny))
     process = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
-    assert any("square" in line and "File too large" in line for line in error_lines(process)), process.stderr
-    assert (tmp_path / "out" / "tiny" / "tracks.txt").is_file() or "1 of 2 inputs done" in process.stdout
-    record = json.loads((tmp_path / "out" / "square" / "run.json").read_text())
+    assert any("large" in line and "File too large" in line for line in error_lines(process)), process.stderr
+    assert "1 of 2 inputs done" in process.stdout
+    assert (tmp_path / "out" / "tiny" / "annotated.mp4").is_file()
+    record = json.loads((tmp_path / "out" / "large" / "run.json").read_text())
     assert record["status"] in ("failed", "running")
 
 

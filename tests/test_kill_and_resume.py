@@ -79,11 +79,11 @@ def first_mask(folder: Path) -> str:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """The hash of every result, by relative path; ``run.json`` holds times and is left out."""
+    """The hash of every result, by relative path; ``run.json`` and the page hold times and are left out."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", "report.html")
     }
 
 

@@ -12,17 +12,15 @@ from rich.console import Console
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.colors import PART_COLORS
-from pipeline.core.config import load_config
 from pipeline.core.errors import MaskError
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.part_metrics import cosegmentation_scores
 from pipeline.formats.palette import read_indexed_png, write_indexed_png
 from pipeline.images import image_sets
 from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult, cosegment_images
-from pipeline.images.image_sets import DescribedImage
+from pipeline.images.image_sets import DescribedImage, image_extractor
 from stages.annotate.drawing import tint
 from stages.cosegment.cosegmentation import KmeansOptions
-from stages.extract import ExtractConfig, Extractor
 
 Image = npt.NDArray[np.uint8]
 
@@ -71,7 +69,7 @@ def coseg(
         "stride_px": stride, "saliency": "cls_attention", "device": device,
         "cls": "facet" if filter_outliers else "none",
     }  # fmt: skip
-    extractor = Extractor(load_config(ExtractConfig, extract, origin="coseg"))
+    extractor = image_extractor(extract, origin="coseg")
     image_sets.claim_folder(output, overwrite=overwrite)
     named = image_sets.load_named(files)
     described = image_sets.describe(named, extractor)

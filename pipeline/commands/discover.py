@@ -12,14 +12,13 @@ import torch
 import typer
 from rich.console import Console
 
-from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
 from pipeline.core.grid import PatchGrid
 from pipeline.evaluation.localization import corloc, read_voc_boxes
 from pipeline.images import image_sets
+from pipeline.images.image_sets import image_extractor
 from pipeline.images.object_discovery import find_object
 from pipeline.images.tokencut import normalized_cut
-from stages.extract import ExtractConfig, Extractor
 
 Box = tuple[float, float, float, float]
 
@@ -55,7 +54,7 @@ def discover(
         "backbone": backbone, "weights": weights, "facets": facets, "short_side": short_side, "lift": lift,
         "saliency": "none", "device": device,
     }  # fmt: skip
-    extractor = Extractor(load_config(ExtractConfig, options, origin="discover"))
+    extractor = image_extractor(options, origin="discover")
     image_sets.claim_folder(output, overwrite=overwrite)
     results: list[dict[str, Any]] = []
     for file, named in zip(files, image_sets.load_named(files), strict=True):

@@ -13,12 +13,11 @@ from rich.console import Console
 from tqdm import tqdm
 
 from pipeline.core.colors import id_colors
-from pipeline.core.config import load_config
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_json_whole
 from pipeline.images import image_sets
+from pipeline.images.image_sets import image_extractor
 from pipeline.images.match_images import Matcher
-from stages.extract import ExtractConfig, Extractor
 
 
 def match(
@@ -58,7 +57,7 @@ def match(
         "short_side": short_side, "stride_px": stride, "log_bins": log_bins, "saliency": saliency, "cls": "final",
         "lift": lift, "device": device,
     }  # fmt: skip
-    extractor = Extractor(load_config(ExtractConfig, options, origin="match"))
+    extractor = image_extractor(options, origin="match")
     images = image_sets.load_named(files)
     wanted = [parse_point(text, images[0][1].shape[:2]) for text in point or []]
     image_sets.claim_folder(output, overwrite=overwrite)

@@ -13,13 +13,12 @@ from PIL import Image as Pillow
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.core.config import load_config
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_cells, transfer_points
 from pipeline.formats.image_folder import load_image
 from pipeline.formats.spair import SpairPair, list_pairs, read_pair
-from pipeline.images.image_sets import describe
-from stages.extract import ExtractConfig, Extractor
+from pipeline.images.image_sets import describe, image_extractor
+from stages.extract import Extractor
 
 _ALPHAS = (0.1, 0.05, 0.01)
 
@@ -54,7 +53,7 @@ def spair(
         options |= {"facets": (facet or "key@11",), "input_hw": (size, size)}
     else:
         options |= {"facets": (facet or "key@9",), "short_side": size, "log_bins": 2, "resize": "lanczos"}
-    extractor = Extractor(load_config(ExtractConfig, options, origin="spair"))
+    extractor = image_extractor(options, origin="spair")
     rng = np.random.default_rng(seed)
     count = pairs or (100 if protocol == "lift" else 20)
     errors: dict[str, list[PointErrors]] = {}
