@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.core.errors import MediaError, OutputError
@@ -136,12 +136,12 @@ def path_inside(folder: Path, *names: str) -> Path:
 
 
 def is_component(name: str) -> bool:
-    """Whether a name can be that of one file or folder, on any system.
+    """Whether a name is that of one file or folder, and of nothing above or beside it.
 
-    >>> [is_component(name) for name in ("clip 1", "..", "a/b", "c:d", "")]
-    [True, False, False, False, False]
+    >>> [is_component(name) for name in ("clip 1", "a:b", "..", "a/b", "")]
+    [True, True, False, False, False]
     """
-    is_plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
+    is_plain = PurePath(name).name == name and "/" not in name and "\\" not in name
     return is_plain and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f\x7f]", name)
 
 

@@ -71,8 +71,8 @@ def read_table(path: Path, *, frame_names: Sequence[str] = (), num_frames: int |
 
 
 def _list_of(content: Any, key: str, path: Path) -> list[Mapping[str, Any]]:
-    """The objects under a key of the file, none if it is absent or null."""
-    values = (content.get(key) or []) if isinstance(content, Mapping) else []
+    """The objects under a key of the file, none if it is absent."""
+    values = content.get(key, []) if isinstance(content, Mapping) else []
     if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
         raise LabelFileError(f"{path}: '{key}' must be a list of objects")
     return values

@@ -68,9 +68,12 @@ def test_hostile_detections_are_one_line(tmp_path: Path, name: str, content: str
     assert len(str(caught.value)) < len(str(path)) + 250
 
 
-def test_a_null_list_of_images_counts_as_none(tmp_path: Path) -> None:
-    path = _write(tmp_path, "a.json", '{"images": null, "annotations": [{"image_id": 0, "bbox": [0, 0, 1, 1]}]}')
-    assert list(read_detections(path, INFO)) == [0]
+@pytest.mark.parametrize("value", ["null", "{}", "7", "[[1, 2]]"])
+def test_images_that_are_not_a_list_of_objects_are_refused(tmp_path: Path, value: str) -> None:
+    annotations = [{"image_id": 0, "bbox": [0, 0, 1, 1]}]
+    path = _write(tmp_path, "a.json", f'{{"images": {value}, "annotations": {json.dumps(annotations)}}}')
+    with pytest.raises(LabelFileError, match="'images' must be a list of objects"):
+        read_detections(path, INFO)
 
 
 def test_memory_grows_with_the_boxes_and_not_with_the_frame_number() -> None:
