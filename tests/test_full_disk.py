@@ -41,11 +41,11 @@ def error_lines(process: subprocess.CompletedProcess[str]) -> list[str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte, where mounting one is allowed."""
+    """A file system of six megabytes, where mounting one is allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system is not allowed here")
@@ -59,7 +59,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_once_there_is_room(
     whole = subprocess.run(command(video, tmp_path / "whole"), cwd=REPOSITORY, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     filler = small_disk / "filler"
-    filler.write_bytes(b"x" * 700_000)
+    filler.write_bytes(b"x" * 5_980_000)
     full = subprocess.run(command(video, small_disk / "out"), cwd=REPOSITORY, capture_output=True, text=True)
     assert full.returncode == 1
     assert "Traceback" not in full.stderr

@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that fails the test on any error of its scripts."""
     messages: list[str] = []
-    opened = browser.new_page(viewport={"width": 1100, "height": 800})
+    opened = browser.new_page(bypass_csp=True, viewport={"width": 1100, "height": 800})
     opened.on("pageerror", lambda error: messages.append(str(error)))
     opened.on("console", lambda message: messages.extend([message.text] * (message.type == "error")))
     yield opened
@@ -108,7 +108,7 @@ def test_the_mask_of_an_object_can_be_switched_on_and_off(page: Any, report: Pat
 
 
 def test_the_page_fits_a_phone_and_prints_without_the_player(browser: Any, report: Path) -> None:
-    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone = browser.new_page(bypass_csp=True, viewport={"width": 390, "height": 844})
     open_report(phone, report)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.emulate_media(media="print")
