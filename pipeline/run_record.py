@@ -21,7 +21,7 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.files import sha256_of, write_json_whole
 from pipeline.core.records import VideoInfo
 from pipeline.core.runner import StageStatistics
-from stages.write.folder import FILE_LIST, PRODUCER, RECORD
+from stages.write.folder import FILE_LIST, FINISHED, PRODUCER, RECORD, read_record
 
 Status = Literal["done", "damaged", "failed", "interrupted"]
 """``damaged``: finished, but parts of the input could not be decoded."""
@@ -178,11 +178,8 @@ def finished_before(folder: Path, source: Path, identity: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: A finished run of another identity lies there; the message lists what differs.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict) or record.get("status") not in ("done", "damaged"):
+    record = read_record(folder)
+    if record is None or record.get("status") not in FINISHED:
         return None
     differences = [f"{key} ({old} -> {new})" for key, old, new in differing(record.get("identity", {}), identity)]
     if differences:

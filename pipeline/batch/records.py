@@ -93,15 +93,6 @@ def finished_run(place: Place, job: VideoJob, config: FlowConfig) -> Finished | 
     return Finished(record["status"], record.get("problem"), int(record.get("frames", 0)), differences)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether any finished run of ours lies in a folder of this machine."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("status") in ("done", "damaged")
-
-
 def _list_is_whole(place: Place, job: VideoJob, record: Mapping[str, Any]) -> bool:
     files = record.get("files")
     if not files:

@@ -22,7 +22,6 @@ from pipeline.batch.records import (
     Busy,
     PutAside,
     finished_run,
-    is_finished,
     unfinished_is_other,
     video_lock,
     worker_name,
@@ -36,6 +35,7 @@ from pipeline.flow import run
 from pipeline.run_record import RunResult
 from pipeline.session import config_identity
 from stages.extract import Extractor
+from stages.write.folder import is_finished
 
 MAX_ERROR_CHARACTERS = 400
 Progress = Callable[[int], object]

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pipeline.bench.moving_squares import write_moving_squares
+from pipeline.bench.resident_memory import resident_bytes
 from stages.write.folder import CHECKPOINT, FILE_LIST, RECORD
 
 _POLL_SECONDS = 0.5
@@ -75,8 +77,8 @@ def _run(
             before = done if before is None else min(before, done)
             if watched.seconds_to_first_frame is None and done > before:
                 watched.seconds_to_first_frame = time.monotonic() - started
-            if (resident := _resident_bytes(process.pid)) is not None:
-                watched.resident_bytes[done] = resident
+            with suppress(OSError):  # it may have ended meanwhile
+                watched.resident_bytes[done] = resident_bytes(process.pid)
             if kill_at is not None and done >= kill_at:
                 process.send_signal(signal.SIGKILL)
     watched.seconds = time.monotonic() - started
@@ -102,15 +104,6 @@ def _frames_written(process: subprocess.Popen[bytes], file_list: Path) -> Iterat
             pass
         yield lines
         time.sleep(_POLL_SECONDS)
-
-
-def _resident_bytes(pid: int) -> int | None:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def _show(frames: int, frame_rate: int, first: _Watched, second: _Watched, record: dict[str, object]) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.bench.resident_memory import resident_bytes
 from pipeline.core.records import Features, Frame, Packet, PatchGrid
 from stages.propagate import Propagator
 from stages.propagate.config import PropagateConfig, RefineConfig
@@ -95,12 +94,6 @@ def stream_memory(frames: int, *, checkpoints: int = 10) -> list[dict[str, int]]
         if done == min(200, frames) or done % every == 0:
             rows.append({"frames": done, "resident_bytes": resident_bytes()})
     return rows
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def dense_labels(target: Tensor, contexts: Tensor, labels: Tensor, mask: Tensor, top_k: int) -> Tensor:

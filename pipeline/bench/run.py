@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.bench.moving_squares import write_moving_squares
+from pipeline.bench.resident_memory import resident_bytes
 from pipeline.core.locations import DEMO_CLIP
 from pipeline.core.records import Packet
 from pipeline.core.runner import Pipeline
@@ -125,13 +126,7 @@ def resident_over_time(folder: Path, *, frames: int, early: int) -> tuple[int, i
     def note(packet: Packet) -> None:
         if packet.index + 1 in (early, frames):
             gc.collect()
-            resident[packet.index + 1] = _resident_bytes()
+            resident[packet.index + 1] = resident_bytes()
 
     run(video, folder / "out", FlowConfig(extract=extract), on_packet=note)
     return resident[early], resident[frames]
-
-
-def _resident_bytes() -> int:
-
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

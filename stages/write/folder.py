@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import OutputError
 from pipeline.core.files import path_inside
@@ -19,15 +20,28 @@ FILE_LIST = "files.sha256"
 REPORT = "report.html"
 CHECKPOINT = "checkpoint"
 PRODUCER = "liftstream"
+FINISHED = ("done", "damaged")
+"""The statuses of a run that came to its end."""
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The ``run.json`` of a folder; None where there is none that a run of this program wrote."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("producer") == PRODUCER else None
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a run of this program wrote the folder."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and record.get("producer") == PRODUCER
+    return read_record(folder) is not None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run that wrote the folder came to its end."""
+    record = read_record(folder)
+    return record is not None and record.get("status") in FINISHED
 
 
 def check_output(folder: Path, source: Path, *, overwrite: bool, resume: bool = False) -> None:

@@ -78,7 +78,7 @@ class Writer:
         self._not_synced: list[Path] = []
         self._first_seconds: float | None = None
         self._last_duration_seconds = float(1 / info.frame_rate)
-        self._begun = self._resumed = False
+        self._begun = self._resumed = self._published = False
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """The same packets, after their files are written; publishes when the last one is through."""
@@ -92,6 +92,7 @@ class Writer:
     def step(self, packet: Packet) -> Packet:
         """Write one packet's files."""
         self.current_index = packet.index
+        self._published = False
         self.begin()
         if self._first_seconds is None:
             self._first_seconds = packet.frame.pts_seconds
@@ -144,10 +145,12 @@ class Writer:
     def publish(self) -> None:
         """Make the video and the tables appear in the output folder; what ``checkpoint`` holds stays there.
 
+        Does nothing where nothing was written since the last call: joining a long video takes a while.
+
         Raises:
             OutputError: There is no room, or the folder cannot be written.
         """
-        if not self._begun:
+        if not self._begun or self._published:
             return
         self.close()
         listed = ""
@@ -164,6 +167,7 @@ class Writer:
             if masks.is_file():
                 with masks.open(encoding="utf-8") as source:
                     shutil.copyfileobj(source, target)
+        self._published = True
 
     def discard_checkpoint(self) -> None:
         """Remove ``checkpoint``, once the run is finished."""

@@ -50,11 +50,6 @@ class SegmentedVideo:
         self._first_pts = 0
         self._last_pts = -1
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a segment has been begun and not ended."""
-        return self._container is not None
-
     def write(self, image: npt.NDArray[np.uint8], seconds: float) -> None:
         """Append one picture.
 
@@ -82,13 +77,6 @@ class SegmentedVideo:
         finally:
             container.close()
         self.segments += 1
-
-    def abandon(self) -> None:
-        """Close without encoding what the encoder holds back; used when the disk is full."""
-        container, self._container = self._container, None
-        if container is not None:
-            self.segments += 1
-            container.close()
 
     def state(self) -> dict[str, Any]:
         """Where the next segment goes on."""

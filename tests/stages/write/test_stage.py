@@ -198,3 +198,18 @@ def test_a_list_that_names_files_elsewhere_removes_none_of_them(tmp_path: Path) 
         file.write(f"{'0' * 64}  ../victim.txt\n{'0' * 64}  {victim}\n")
     clear_output(folder)
     assert victim.read_text() == "keep me"
+
+
+def test_the_video_is_joined_once_unless_more_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[int] = []
+    monkeypatch.setattr(
+        "stages.write.stage.join_segments", lambda segments, output, _: joined.append(len(segments))
+    )
+    monkeypatch.setattr("stages.write.stage.sha256_of", lambda path: "0" * 64)
+    writer = Writer(CONFIG, tmp_path / "out", INFO)
+    list(writer(iter([packet(0)])))
+    writer.publish()
+    assert joined == [1]
+    writer.step(packet(1))
+    writer.publish()
+    assert joined == [1, 2]
