@@ -89,7 +89,10 @@ class Session:
         if snapshot is not None and self.checkpointer is not None:
             snapshot.require(self._identity)
             assert self._stages.write is not None
-            self._stages.write.go_on()
+            if "write" in snapshot.stages:
+                self._stages.write.go_on()
+            else:  # taken in the first of two passes
+                self._stages.write.begin_again()
             snapshot.restore(self._stages.present())
             self.checkpointer.go_on_after(snapshot)
             self.result.resumed_at = self._frames()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.records import Packet
+from pipeline.flow import load_flow_config, run
 from pipeline.formats.palette import write_indexed_png
 from tests.conftest import REPOSITORY
 from tests.videos import pattern, write_video
@@ -115,6 +117,22 @@ def test_a_killed_run_that_is_resumed_writes_the_same_bytes(killer: Killer, tmp_
 def test_two_passes_are_resumed_too(killer: Killer, tmp_path: Path) -> None:
     settings = [*SETTINGS, "cosegment.mode=two_pass"]
     kill_and_resume(killer, make_video(tmp_path, 48), tmp_path, moments=4, settings=settings)
+
+
+def test_a_run_stopped_between_the_second_pass_s_first_frames_and_its_first_checkpoint(tmp_path: Path) -> None:
+    """The newest checkpoint is one of the first pass, and frames of the second are written already."""
+    video = make_video(tmp_path, 24)
+    config = load_flow_config(None, [*SETTINGS, "cosegment.mode=two_pass"])
+
+    def stop(packet: Packet) -> None:
+        if packet.index == 2:
+            raise KeyboardInterrupt
+
+    run(video, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(video, tmp_path / "stopped", config, on_packet=stop)
+    assert run(video, tmp_path / "stopped", config, resume=True).resumed_at == 0
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -202,6 +202,13 @@ class Writer:
         self._begun = self._resumed = True
         clear_partial_files(self.folder)
 
+    def begin_again(self) -> None:
+        """Take over the folder of a run that is resumed from before its first frame was written."""
+        self.go_on()
+        self._video.clear()
+        for table in self._tables.values():
+            table.truncate(0)
+
     def _write_masks(self, packet: Packet) -> None:
         name = self.info.frame_names[packet.index] if self.info.frame_names else f"{packet.index:05d}"
         if self.config.masks and packet.labels is not None:

@@ -88,6 +88,10 @@ class SegmentedVideo:
         for path in segment_files(self.folder)[self.segments :]:
             path.unlink()
 
+    def clear(self) -> None:
+        """Remove all segments."""
+        self.restore({"segments": 0, "last_pts": -1})
+
     def _begin(self, width: int, height: int, pts: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The name holds the segment's number and its place in time.

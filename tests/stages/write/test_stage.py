@@ -58,6 +58,26 @@ def write(folder: Path, indices: Iterator[int] | range, *, segment_frames: int =
     return writer
 
 
+def test_what_was_written_before_the_first_state_is_written_anew(tmp_path: Path) -> None:
+    """A checkpoint of the first of two passes has no state of the writer, but frames may lie there."""
+    write(tmp_path / "whole", range(20))
+    first = Writer(CONFIG, tmp_path / "parts", INFO)
+    for index in range(11):
+        first.step(packet(index))
+        if index % 4 == 3:  # another length of segments, so that old ones would be told apart
+            first.end_segment()
+    first.close()
+    second = Writer(CONFIG, tmp_path / "parts", INFO)
+    second.begin_again()
+    for index in range(20):
+        second.step(packet(index))
+        if (index + 1) % 8 == 0:
+            second.end_segment()
+    second.publish()
+    second.discard_checkpoint()
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("stop", [8, 16, 24])
 def test_a_writer_that_is_restored_writes_the_same_bytes(tmp_path: Path, stop: int) -> None:
     write(tmp_path / "whole", range(30))
