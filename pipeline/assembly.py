@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import Field
 
 from pipeline.core.config import StrictModel, load_config, load_yaml, parse_overrides
@@ -185,12 +186,14 @@ def make_stages(
         )
     if extractor is not None:
         extractor.reset()
+    elif reads_features:
+        extractor = Extractor(config.extract)
     return Stages(
         info=info,
         decode=Decoder(config.decode, info),
-        extract=(extractor or Extractor(config.extract)) if reads_features else None,
+        extract=extractor if reads_features else None,
         cosegment=_cosegmenter(config) if config.cosegment.enabled else None,
-        propagate=Propagator(config.propagate, masks=masks) if config.propagate.enabled else None,
+        propagate=_propagator(config, masks, extractor) if config.propagate.enabled else None,
         track=Tracker(config.track, detections=detections) if config.track.enabled else None,
         annotate=Annotator(config.annotate) if config.annotate.enabled else None,
         write=Writer(config.write, output, info) if config.write.enabled and output is not None else None,
@@ -201,3 +204,9 @@ def make_stages(
 
 def _cosegmenter(config: FlowConfig) -> Cosegmenter:
     return Cosegmenter(config.cosegment, descriptors=f"{config.extract.backbone} {config.extract.facets[0]}")
+
+
+def _propagator(config: FlowConfig, masks: Masks | None, extractor: Extractor | None) -> Propagator:
+    """On a CPU, features computed in bf16 are compared in bf16 too."""
+    low = extractor is not None and extractor.device.type == "cpu" and extractor.precision == torch.bfloat16
+    return Propagator(config.propagate, masks=masks, search_dtype=torch.bfloat16 if low else torch.float32)

@@ -160,6 +160,8 @@ class PatchGrid:
             ``(C, H, W)``, on the device and in the dtype of ``maps``.
         """
         size_hw = size_hw or self.image_hw
+        if self.fills_image and maps.is_cpu and maps.dtype == torch.float32 and not maps.requires_grad:
+            return _resized_on_cpu(maps, size_hw)
         if self.fills_image:
             return F.interpolate(maps[None], size=size_hw, mode="bilinear", align_corners=False)[0]
         axes = []
@@ -217,6 +219,14 @@ class PatchGrid:
         offset = torch.tensor(self.offset_px[::-1], dtype=like.dtype, device=like.device)
         stride = torch.tensor(self.stride_px[::-1], dtype=like.dtype, device=like.device)
         return offset, stride
+
+
+def _resized_on_cpu(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Bilinear resizing by OpenCV: up to ten times as fast as torch's on one core, equal but for rounding."""
+    out = np.empty((len(maps), *size_hw), np.float32)
+    for values, target in zip(maps.numpy(), out, strict=True):
+        cv2.resize(values, size_hw[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(out)
 
 
 def _box_mean(values: Tensor, grid: PatchGrid, axis: int) -> Tensor:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.resizing import shrunk, shrunk_by_whole_factor
+
 FloatMap = npt.NDArray[np.float32]
 SMALLEST_DETERMINANT = np.float32(1e-20)
 
@@ -77,7 +79,7 @@ def fast_guided_filter(
     radius_px: int,
     epsilon: float = 1e-4,
     small_side_px: int = 240,
-    large_side_px: int = 540,
+    large_side_px: int = 360,
 ) -> FloatMap:
     """Filter soft maps of any resolution by a large image, fitting on a small copy of it.
 
@@ -87,13 +89,15 @@ def fast_guided_filter(
         radius_px: Half the window's side, in pixels of ``image``.
         epsilon: As in :class:`GuidedFilter`.
         small_side_px: Short side of the copy on which the fits are computed.
-        large_side_px: Largest short side of the result.
+        large_side_px: Least short side of the result, where the image has that many.
 
     Returns:
-        float32 ``(K, H', W')``: the image's size, or that size scaled to a short side of ``large_side_px``.
+        float32 ``(K, H', W')``: the image's size over the largest whole factor that leaves ``large_side_px``.
     """
-    small, large = (_scaled(image, side) for side in (small_side_px, large_side_px))
     scale = min(1.0, small_side_px / min(image.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    small = _in_unit_range(shrunk(image, (height, width)))
+    large = _in_unit_range(shrunk_by_whole_factor(image, large_side_px))
     smooth = GuidedFilter(small, radius_px=max(1, round(radius_px * scale)), epsilon=epsilon)
     guide, size = _channels(large), large.shape[1::-1]
     filtered = np.empty((len(maps), *large.shape[:2]), np.float32)
@@ -104,12 +108,8 @@ def fast_guided_filter(
     return filtered
 
 
-def _scaled(image: npt.NDArray[np.uint8], short_side: int) -> FloatMap:
-    """The image in [0, 1], not larger than ``short_side`` on its short side."""
-    scale = min(1.0, short_side / min(image.shape[:2]))
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(resized.astype(np.float32) / 255, np.float32)
+def _in_unit_range(image: npt.NDArray[np.uint8]) -> FloatMap:
+    return np.asarray(image.astype(np.float32) / 255, np.float32)
 
 
 def _resize(values: FloatMap, size: tuple[int, ...]) -> FloatMap:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from pipeline.core.files import write_bytes_whole
 from pipeline.formats.image_folder import reading_image
 
 _LAST_COLOR = 21
+_COMPRESSION = 3
+"""zlib's level: a third of the time of Pillow's 6, for files a quarter larger."""
 _ONE_CHANNEL_MODES = {"P", "L", "1"}
 _EXACT_FORMATS = {"PNG", "BMP", "GIF", "PPM", "TIFF"}
 
@@ -42,6 +45,11 @@ def davis_palette() -> npt.NDArray[np.uint8]:
     return table
 
 
+@cache
+def _palette_bytes() -> bytes:
+    return davis_palette().tobytes()
+
+
 def encode_indexed_png(mask: npt.NDArray[np.uint8]) -> bytes:
     """An index mask as the content of an 8-bit palette PNG.
 
@@ -54,9 +62,9 @@ def encode_indexed_png(mask: npt.NDArray[np.uint8]) -> bytes:
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise ValueError(f"an index mask is uint8 (H, W), got {mask.dtype} {mask.shape}")
     image = Image.fromarray(mask)
-    image.putpalette(davis_palette().tobytes())
+    image.putpalette(_palette_bytes())
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", compress_level=_COMPRESSION)
     return buffer.getvalue()
 
 

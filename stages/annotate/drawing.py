@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.resizing import id_areas
+
 Image = npt.NDArray[np.uint8]
 
 
@@ -21,23 +23,31 @@ def tint(image: Image, index_mask: Image, colors: Image, opacity: float) -> Imag
     Returns:
         A new uint8 ``(H, W, 3)``.
     """
-    if not index_mask.any():
-        return image.copy()
-    blended = cv2.addWeighted(image, 1.0 - opacity, colors[index_mask], opacity, 0.0)
-    cv2.copyTo(image, (index_mask == 0).astype(np.uint8), blended)
-    return np.asarray(blended, dtype=np.uint8)
+    result = image.copy()
+    left, top, width, height = cv2.boundingRect(index_mask)
+    if not width:
+        return result
+    region = np.s_[top : top + height, left : left + width]
+    ids, pixels = index_mask[region], result[region]
+    blended = cv2.addWeighted(pixels, 1.0 - opacity, _colored(ids, colors), opacity, 0.0)
+    # Written through a contiguous copy: OpenCV does not write into a slice of an array.
+    result[region] = cv2.copyTo(blended, ids, pixels.copy())
+    return result
 
 
 def outline(image: Image, index_mask: Image, colors: Image, thickness_px: int) -> None:
     """Draw each id's contour in its color, with a dark rim so that it shows on any background; in place."""
-    for object_id in np.unique(index_mask):
-        if object_id == 0:
-            continue
-        region = (index_mask == object_id).astype(np.uint8)
+    for object_id in np.flatnonzero(id_areas(index_mask)[1:]) + 1:
+        region = cv2.compare(index_mask, int(object_id), cv2.CMP_EQ)
         contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(image, contours, -1, (20, 20, 20), thickness_px + 2, cv2.LINE_AA)
         color = tuple(int(c) for c in colors[object_id])
         cv2.drawContours(image, contours, -1, color, thickness_px, cv2.LINE_AA)
+
+
+def _colored(ids: Image, colors: Image) -> npt.NDArray[np.uint8]:
+    """The color of each id, uint8 ``(H, W, 3)``: ten times faster than indexing the table with the mask."""
+    return np.asarray(cv2.applyColorMap(np.ascontiguousarray(ids), colors.reshape(256, 1, 3)), np.uint8)
 
 
 def caption(image: Image, text: str) -> None:

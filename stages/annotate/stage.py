@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -88,7 +89,7 @@ class Annotator:
         if labels is None:
             return image
         mask = labels.index_mask
-        fill = mask if parts is None else np.where(parts.index_mask > 0, 0, mask).astype(np.uint8)
+        fill = mask if parts is None else cv2.copyTo(mask, cv2.compare(parts.index_mask, 0, cv2.CMP_EQ))
         picture = tint(image, fill, OBJECT_COLORS, self.config.object_opacity)
         if self.config.outline_objects:
             outline(picture, mask, OBJECT_COLORS, line_thickness(image.shape[:2]))

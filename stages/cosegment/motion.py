@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import FloatArray, normalize_rows
 from pipeline.core.grid import PatchGrid
+from pipeline.core.resizing import shrunk, shrunk_by_whole_factor
 
 _SHORT_SIDE_PX = 240
 _SAMPLE_PX = 8
@@ -17,9 +20,9 @@ _RANSAC_PX = 1.0
 def small_gray(image: npt.NDArray[np.uint8], short_side_px: int = _SHORT_SIDE_PX) -> npt.NDArray[np.uint8]:
     """A gray copy of an RGB frame whose short side is at most ``short_side_px``."""
     scale = min(1.0, short_side_px / min(image.shape[:2]))
-    size = (max(16, round(image.shape[1] * scale)), max(16, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+    size = (max(16, round(image.shape[0] * scale)), max(16, round(image.shape[1] * scale)))
+    gray = cv2.cvtColor(shrunk_by_whole_factor(image, 3 * short_side_px // 2), cv2.COLOR_RGB2GRAY)
+    return shrunk(np.asarray(gray, np.uint8), size)
 
 
 def dense_flow(gray: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> FloatArray:
@@ -27,6 +30,17 @@ def dense_flow(gray: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> Flo
     return np.asarray(
         cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(gray, other, None), np.float32
     )
+
+
+def flow_targets(flow: FloatArray) -> FloatArray:
+    """Where the flow leads from every pixel, float32 ``(H, W, 2)`` as (x, y)."""
+    return np.asarray(_pixel_positions(*flow.shape[:2]) + flow, np.float32)
+
+
+@lru_cache(maxsize=2)
+def _pixel_positions(height: int, width: int) -> FloatArray:
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([x, y], axis=-1)
 
 
 def object_motion(flow: FloatArray, grid: PatchGrid) -> FloatArray:
@@ -42,16 +56,16 @@ def object_motion(flow: FloatArray, grid: PatchGrid) -> FloatArray:
         float32 ``(h, w)``, at least 0; zeros where no camera motion could be found.
     """
     height, width = flow.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    start = np.stack([x, y], axis=-1)
+    start, end = _pixel_positions(height, width), flow_targets(flow)
     step = slice(_SAMPLE_PX // 2, None, _SAMPLE_PX)
-    points, moved = start[step, step].reshape(-1, 2), (start + flow)[step, step].reshape(-1, 2)
+    points, moved = start[step, step].reshape(-1, 2), end[step, step].reshape(-1, 2)
     cv2.setRNGSeed(0)
     camera = cv2.findHomography(points, moved, cv2.RANSAC, _RANSAC_PX)[0] if len(points) >= 8 else None
     if camera is None:
         return np.zeros(grid.grid_hw, np.float32)
     expected = cv2.perspectiveTransform(start.reshape(1, -1, 2), camera).reshape(height, width, 2)
-    residual = np.linalg.norm(start + flow - expected, axis=-1).astype(np.float32)
+    across, down = cv2.split(end - expected)
+    residual = np.asarray(cv2.magnitude(across, down), np.float32)
     means: FloatArray = grid.cell_means(residual[None])[0]
     return means
 

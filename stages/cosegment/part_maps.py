@@ -127,9 +127,10 @@ def _soft_labels(
     if guided:
         radius = max(1, round(max(grid.stride_px) / 2))
         foreground = fast_guided_filter(image, foreground[None], radius_px=radius)[0]
-    inside = cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    inside = cv2.compare(cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR), 0.5, cv2.CMP_GE)
     best = np.asarray(numbers[soft[1:].argmax(axis=0)], np.uint8)
-    return np.where(inside, cv2.resize(best, size, interpolation=cv2.INTER_NEAREST), 0).astype(np.uint8)
+    labels = cv2.resize(best, size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.copyTo(labels, inside), np.uint8)
 
 
 def _crf_labels(image: npt.NDArray[np.uint8], soft: FloatArray, numbers: IntArray) -> npt.NDArray[np.uint8]:

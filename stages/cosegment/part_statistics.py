@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.core.colors import PART_COLORS
 from pipeline.core.records import PartMap
+from pipeline.core.resizing import id_areas
 
 
 class PartStatistics:
@@ -22,7 +23,7 @@ class PartStatistics:
 
     def count(self, index: int, parts: PartMap) -> None:
         """Add the parts of the frame ``index``."""
-        areas = np.bincount(parts.index_mask.ravel(), minlength=1)
+        areas = id_areas(parts.index_mask)
         for number in np.flatnonzero(areas[1:]) + 1:
             color = "#" + "".join(f"{int(channel):02x}" for channel in PART_COLORS[number])
             new = {

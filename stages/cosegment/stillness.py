@@ -20,6 +20,7 @@ from scipy import ndimage
 from pipeline.core.arrays import FloatArray
 from pipeline.core.grid import PatchGrid
 from pipeline.core.state import State, grid_from_state, grid_state
+from stages.cosegment.motion import flow_targets
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -107,8 +108,7 @@ class StillRegion:
             bool ``(h, w)``, see :meth:`cells`.
         """
         if flow is not None and motion_px is not None:
-            y, x = np.mgrid[0 : flow.shape[0], 0 : flow.shape[1]].astype(np.float32)
-            carried = cv2.remap(self._map, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
+            carried = cv2.remap(self._map, flow_targets(flow), None, cv2.INTER_LINEAR)
             moving = _upsampled(motion_px.reshape(self._grid.grid_hw), self._grid, (flow.shape[0], flow.shape[1]))
             self._map = np.where(moving < 2 * MOVED_PX, carried, 0.0).astype(np.float32)
         return self.cells()

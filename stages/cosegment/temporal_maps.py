@@ -9,6 +9,7 @@ import torch
 from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
 from pipeline.core.grid import PatchGrid
 from pipeline.core.state import State
+from stages.cosegment.motion import flow_targets
 from stages.cosegment.observation import Observation
 
 # Cosine of a cell to the one the flow says it came from, at which the past counts nothing and fully. Wrong
@@ -64,11 +65,9 @@ class TemporalMaps:
         return maps
 
     def _blended(self, maps: FloatArray, keys: list[int], flow: FloatArray, agreement: FloatArray) -> FloatArray:
-        height, width = flow.shape[:2]
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        where = x + flow[..., 0], y + flow[..., 1]
+        where = flow_targets(flow)
         nothing = np.zeros_like(maps[0])
-        past = np.stack([cv2.remap(self._maps.get(key, nothing), *where, cv2.INTER_LINEAR) for key in keys])
+        past = np.stack([cv2.remap(self._maps.get(key, nothing), where, None, cv2.INTER_LINEAR) for key in keys])
         background = maps[0] + self._memory * _ramp(agreement, _FOREGROUND_COSINE) * (past[0] - maps[0])
         # What is foreground may change quickly; which part it is, given that it is foreground, hardly ever does.
         # Weighted by how much foreground there was, so that new ground takes its part from the new frame.

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pipeline.core.guided_filter import GuidedFilter
 from pipeline.core.records import PatchGrid
+from pipeline.core.resizing import shrunk
 from pipeline.formats.masks import VOID
 
 Sampling = Literal["nearest", "bilinear", "area"]
@@ -38,6 +38,15 @@ class EncodedMask:
 
     labels: Tensor
     rescued: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLabels:
+    """Labels ``(K + 1, h s, w s)`` on the subdivided grid, the index mask, and one confidence per object."""
+
+    fine: Tensor
+    index_mask: IndexMask
+    confidence: tuple[float, ...] = ()
 
 
 def encode_mask(
@@ -118,16 +127,19 @@ def decode_labels(
         size = (grid.grid_hw[0] * upsample_factor, grid.grid_hw[1] * upsample_factor)
     # One channel at a time: with many objects on a large frame all upsampled maps together are gigabytes.
     winner = torch.zeros(size, dtype=torch.uint8, device=labels.device)
-    highest = torch.full(size, -torch.inf, device=labels.device)
+    highest: Tensor | None = None
     for channel, number in enumerate((0, *object_ids)):
         values = grid.upsample(labels[channel : channel + 1], size)[0]
         if stretch == "channel":
             values = stretch_channel(values)
         if channel and object_weight != 1:
             values = values * object_weight
-        wins = values > highest
-        winner.masked_fill_(wins, number)
-        highest = torch.maximum(highest, values)
+        if highest is None:
+            highest = values
+            continue
+        winner.masked_fill_(values > highest, number)
+        if channel < len(object_ids):
+            highest = torch.maximum(highest, values)
     return resize_nearest(winner, grid.image_hw).cpu().numpy()
 
 
@@ -156,7 +168,7 @@ def refine_labels(
         float32 ``(K + 1, h'', w'')`` that covers the frame, on the device of ``labels``.
     """
     size = (grid.grid_hw[0] * cell_px, grid.grid_hw[1] * cell_px)
-    guide = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    guide = shrunk(image, size).astype(np.float32) / np.float32(255)
     fine = grid.subdivided(labels.shape[1] // grid.grid_hw[0])
     maps = fine.upsample(labels, size)
     if stretch == "channel":

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
+from pipeline.core.resizing import id_areas
 from pipeline.core.state import State
 from stages.propagate.label_maps import IndexMask
 
@@ -68,7 +67,7 @@ class ObjectTable:
         """Add one frame to every object's summary."""
         if not self.ids:
             return
-        areas = np.bincount(index_mask.ravel(), minlength=256)
+        areas = id_areas(index_mask)
         for number, summary, value in zip(self.ids, self._summaries, confidence, strict=True):
             summary.add(frame_index, value, present=bool(areas[number]))
 

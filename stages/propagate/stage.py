@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.descriptors import joint_descriptors
 from stages.propagate.discovery import find_objects
 from stages.propagate.label_maps import (
+    FrameLabels,
     IndexMask,
     decode_labels,
     encode_mask,
@@ -46,15 +47,6 @@ FOUND_REFERENCES = 2
 """References with found masks: the first, and the latest, which is the better one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _FrameLabels:
-    """Labels ``(K + 1, h s, w s)`` on the subdivided grid, the index mask, and one confidence per object."""
-
-    fine: Tensor
-    index_mask: IndexMask
-    confidence: tuple[float, ...] = ()
-
-
 class Propagator:
     """Propagates the masks of one video forward; :meth:`reset` before the next video. Ids never change.
 
@@ -63,10 +55,18 @@ class Propagator:
         masks: uint8 ``(H, W)`` index masks by 0-based frame index, each read when its frame comes; any mapping
             will do, for example one that reads files. None finds objects in ``packet.parts`` until a mask is
             given to :meth:`step`.
+        search_dtype: See :func:`stages.propagate.propagation.propagate_labels`.
     """
 
-    def __init__(self, config: PropagateConfig, *, masks: Mapping[int, IndexMask] | None = None) -> None:
+    def __init__(
+        self,
+        config: PropagateConfig,
+        *,
+        masks: Mapping[int, IndexMask] | None = None,
+        search_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config = config
+        self.search_dtype = search_dtype
         self._window, self._reference_window = make_windows(config)
         self.reset(masks=masks)
 
@@ -174,11 +174,11 @@ class Propagator:
         self._skipped_masks = list(state["skipped_masks"])
         self._model = None  # fitted again from the references
 
-    def _propagate_frame(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> _FrameLabels:
+    def _propagate_frame(self, packet: Packet, descriptors: Tensor, grid: PatchGrid) -> FrameLabels:
         """Labels of a frame from the memory alone; all background where the memory is empty."""
         if self._memory.empty:
             fine = torch.ones((1, *grid.subdivided(self.config.label_cells).grid_hw), device=descriptors.device)
-            return _FrameLabels(fine, np.zeros(grid.image_hw, np.uint8))
+            return FrameLabels(fine, np.zeros(grid.image_hw, np.uint8))
         windows = [self._reference_window] * len(self._memory.references)
         for memory in self._memory.recent:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
@@ -186,7 +186,7 @@ class Propagator:
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
         fine = self._correct(descriptors, fine)
         mask = self._decode(fine, packet.frame.image, grid)
-        return _FrameLabels(fine, mask, vote_confidence(fine))
+        return FrameLabels(fine, mask, vote_confidence(fine))
 
     def _correct(self, descriptors: Tensor, fine: Tensor) -> Tensor:
         """The labels after the target model's corrections."""
@@ -227,6 +227,7 @@ class Propagator:
             temperature=self.config.temperature,
             keep_ties=self.config.keep_ties,
             motion=motion,
+            search_dtype=self.search_dtype,
             max_bytes=self.config.max_bytes,
         )
         return unpack_cells(packed, parts)
@@ -268,8 +269,8 @@ class Propagator:
         return mask
 
     def _insert(
-        self, index: int, descriptors: Tensor, labels: _FrameLabels, given: IndexMask, grid: PatchGrid
-    ) -> _FrameLabels:
+        self, index: int, descriptors: Tensor, labels: FrameLabels, given: IndexMask, grid: PatchGrid
+    ) -> FrameLabels:
         """Lay a given mask over the propagated labels and keep the frame as a reference."""
         ids = object_ids(given)
         self._objects.add(ids, index)
@@ -289,7 +290,7 @@ class Propagator:
         mask = np.where(np.isin(given, ids), given, mask)
         known = dict(zip(self._objects.ids, labels.confidence, strict=False))
         confidence = tuple(1.0 if number in ids else known[number] for number in self._objects.ids)
-        return _FrameLabels(fine, mask, confidence)
+        return FrameLabels(fine, mask, confidence)
 
     def _encode(
         self, index: int, mask: IndexMask, ids: tuple[int, ...], grid: PatchGrid, device: torch.device
@@ -319,7 +320,7 @@ class Propagator:
             changed.append(memory)
         self._memory.replace_all(tuple(changed))
 
-    def _discover(self, packet: Packet, labels: _FrameLabels) -> IndexMask | None:
+    def _discover(self, packet: Packet, labels: FrameLabels) -> IndexMask | None:
         """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames.
 
         Later ones add new objects and correct the masks of those found before.

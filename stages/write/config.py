@@ -24,7 +24,7 @@ class WriteConfig(StrictModel):
     objects: bool = True
     report: bool = True
     crf: int = Field(20, ge=0, le=51)
-    encoder_preset: EncoderPreset = "veryfast"
+    encoder_preset: EncoderPreset = "superfast"
     segment_frames: int = Field(64, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
     checkpoint_frames: int | None = Field(None, ge=1)

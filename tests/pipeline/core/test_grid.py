@@ -133,3 +133,10 @@ def test_cell_means_are_those_of_sample_area(stride: int) -> None:
     maps = np.random.default_rng(0).random((3, 60, 88)).astype(np.float32)
     expected = grid.sample_area(torch.from_numpy(maps)).numpy()
     np.testing.assert_allclose(grid.cell_means(maps), expected, atol=1e-5)
+
+
+def test_upsampling_on_the_cpu_equals_bilinear_interpolation_by_torch() -> None:
+    grid = PatchGrid.covering((60, 84), (5, 7))
+    maps = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.interpolate(maps[None], size=(60, 84), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(grid.upsample(maps), want, atol=1e-5, rtol=0)

@@ -106,6 +106,21 @@ def test_equals_the_naive_version(case: str, size: tuple[int, int]) -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(7, 11), (3, 3), (17, 26)])
+def test_a_search_in_bf16_equals_the_naive_version_on_rounded_descriptors(
+    case: str, size: tuple[int, int]
+) -> None:
+    windows, top_k, temperature, ties = CASES[case]
+    target, contexts, labels = random_inputs((8, *size), 3, 3)
+    target, contexts = target.bfloat16().float(), [context.bfloat16().float() for context in contexts]
+    settings: dict[str, Any] = {"top_k": top_k, "temperature": temperature, "keep_ties": ties}
+    got = propagate_labels(target, contexts, labels, windows=windows, search_dtype=torch.bfloat16, **settings)
+    want = naive(target, contexts, labels, windows, **settings)
+    # Where more cells than are compared again lie within a rounding of each other, another one may be chosen.
+    assert ((got - want).abs().amax(0) < 1e-5).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("size", [(7, 11), (17, 10)])
 def test_priors_around_motion_equal_the_naive_version(size: tuple[int, int]) -> None:
     target, contexts, labels = random_inputs((8, *size), 3, 3)
@@ -139,14 +154,15 @@ def test_equals_the_naive_version_on_real_features(preset: str, real_features: l
     torch.testing.assert_close(got, naive(target, contexts, labels, windows, **settings), atol=1e-5, rtol=0)
 
 
-def test_all_ties_at_the_threshold_vote() -> None:
+@pytest.mark.parametrize("search_dtype", [torch.float32, torch.bfloat16])
+def test_all_ties_at_the_threshold_vote(search_dtype: torch.dtype) -> None:
     """Few distinct descriptors, exactly representable: nearly every threshold is shared by many cells."""
     generator = torch.Generator().manual_seed(1)
     kinds = torch.randint(3, (4, 9, 12), generator=generator)
     maps = list(F.one_hot(kinds, 3).permute(0, 3, 1, 2).float())
     labels = [torch.rand(2, 9, 12, generator=generator) for _ in range(3)]
     windows = [Window(4), Window(4), Window(None)]
-    got = propagate_labels(maps[0], maps[1:], labels, windows=windows)
+    got = propagate_labels(maps[0], maps[1:], labels, windows=windows, search_dtype=search_dtype)
     want = naive(maps[0], maps[1:], labels, windows, top_k=5, temperature=0.1, keep_ties=True)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
