@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("match", "commands.match:match", "Corresponding points of two images."),
         ("discover", "commands.discover:discover", "One box per image around its main object."),
         ("spair", "commands.spair:spair", "Keypoint transfer on SPair-71k (PCK)."),
+        ("landmarks", "commands.landmarks:landmarks", "Keypoints from part centers on CelebA and CUB."),
         ("review", "commands.review:review", "The report of a run in a browser."),
         ("export", "commands.export:export", "The masks of a run in the formats of other tools."),
         ("davis", "commands.davis:davis", "Label propagation on DAVIS, with scores."),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import MediaError, OutputError
+from pipeline.core.files import sha256_of
 from pipeline.detect.coco_data import CocoImage, CocoSet
 from pipeline.detect.model import Detector, Image, Placement
 from pipeline.formats.image_folder import load_image
@@ -141,7 +142,7 @@ def _digest(detector: Detector, data: CocoSet, samples: Sequence[Sample]) -> str
         "backbone": detector.maps.name,
         "facet": detector.maps.facet,
         "weights": detector.maps.weights_sha256,
-        "lift": None if lift is None else [str(lift.path.resolve()), lift.path.stat().st_mtime_ns],
+        "lift": None if lift is None else sha256_of(lift.path),
         "canvas": detector.settings.canvas_hw,
         "files": [[str(image.path.resolve()), image.path.stat().st_size] for image in data.images],
         "samples": [[sample.image, sample.mirrored] for sample in samples],
