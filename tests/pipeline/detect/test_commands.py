@@ -138,6 +138,8 @@ def test_lift_is_stored_in_the_file_and_doubles_the_map(trained: tuple[Path, Pat
     save_lift(module, LiftMetadata(BACKBONE, "token@0", 16), lift)
     output = tmp_path / "lifted.safetensors"
     assert train(labels, output, "--lift", str(lift), *QUICK) == 0
+    inserted = load_any_detector(trained[0], lift=lift, backbone_weights="random", device="cpu").detector
+    assert inserted.strides == [4, 8, 16, 32]  # the same pyramid on a map of twice the cells
     lift.unlink()
     detector = load_any_detector(output, backbone_weights="random", device="cpu").detector
     assert detector.stride_px == 8
