@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("match", "commands.match:match", "Corresponding points of two images."),
         ("discover", "commands.discover:discover", "One box per image around its main object."),
         ("spair", "commands.spair:spair", "Keypoint transfer on SPair-71k (PCK)."),
+        ("landmarks", "commands.landmarks:landmarks", "Keypoints from part centers on CelebA and CUB."),
         ("review", "commands.review:review", "The report of a run in a browser."),
         ("export", "commands.export:export", "The masks of a run in the formats of other tools."),
         ("davis", "commands.davis:davis", "Label propagation on DAVIS, with scores."),
@@ -46,6 +47,9 @@ COMMANDS: dict[str, CommandEntry] = {
         ("repair", "commands.repair:repair", "Find and repair defective tokens (SINDER)."),
         ("train-lift", "commands.train_lift:train_lift", "Train a LiFT module."),
         ("part-space", "commands.part_space:part_space", "Fit the directions parts are clustered in."),
+        ("detect", "commands.detect:detect", "Boxes and masks of objects in images or a video."),
+        ("train-detect", "commands.train_detect:train_detect", "Train a detector (ViTDet) on a frozen backbone."),
+        ("detect-eval", "commands.detect_eval:detect_eval", "COCO scores of detections."),
         ("lift-report", "commands.lift_report:lift_report", "What a LiFT module does to features."),
         ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
@@ -71,6 +75,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
         ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),
         ("bench roi", "bench.roi:bench_roi", "ROIAlign against torchvision's operator."),
+        ("bench composites", "bench.composites:bench_composites", "A labeled set for detectors, made from DAVIS."),
         ("bench tracking", "bench.tracking:bench_tracking", "Tracking beside other trackers."),
     )
 }

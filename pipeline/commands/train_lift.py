@@ -57,6 +57,9 @@ def train_lift(
     ] = "antialiased",
     size: Annotated[int, typer.Option(min=1, help="Largest scale in pixels; a multiple of 4 patches.")] = 448,
     jitter: Annotated[float, typer.Option(min=0.0, max=0.5, help="Strength of the color jitter.")] = 0.2,
+    extra_blocks: Annotated[
+        int, typer.Option(min=0, max=8, help="Further blocks on the doubled grid, for wide backbones.")
+    ] = 0,
     start: Annotated[
         Literal["bilinear", "random"],
         typer.Option(help="Start as bilinear interpolation, or as the paper's code."),
@@ -89,6 +92,7 @@ def train_lift(
         loss=loss,
         views=views,
         mirror=mirror,
+        extra_blocks=extra_blocks,
         start=start,
         bf16=str(pick_precision(precision, target)) == "torch.bfloat16",
         seed=seed,

@@ -11,6 +11,7 @@ interpolated, not nearest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -132,15 +133,45 @@ def cosegment_images(images: list[SetImage], options: SetOptions) -> list[SetRes
     return [_nothing(image) if out else next(found) for image, out in zip(originals, outliers, strict=True)]
 
 
-def _cosegment(images: list[SetImage], num_voting: int, options: SetOptions) -> list[SetResult]:
-    """Results of the first ``num_voting`` images; the others only join the clustering."""
-    if num_voting == 0:
-        return []
+@dataclass(frozen=True, slots=True)
+class PartModel:
+    """Foreground and parts that were found in a set, for further images.
+
+    Attributes:
+        logits: From L2-normalized rows ``(N, C)`` to their log odds of foreground ``(N,)``.
+        parts: Centroids of the parts, ``(P, C)``.
+        centers: Centroids of the background; None where the foreground was not found by voting.
+        options: How.
+    """
+
+    logits: Callable[[FloatArray], FloatArray]
+    parts: FloatArray
+    centers: FloatArray | None
+    options: SetOptions
+
+    def apply(self, image: SetImage) -> SetResult:
+        """Foreground and parts of one image."""
+        logits = self.logits(image.rows)
+        return _to_pixels(image, logits > 0, self.parts, self.centers, logits, self.options)
+
+
+def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions) -> PartModel | None:
+    """Find the foreground and the parts of a set.
+
+    Args:
+        images: The set; the first ``num_voting`` vote, the others only join the clustering.
+        num_voting: Number of original images.
+        options: How.
+
+    Returns:
+        The model; None where none of the voting images has foreground.
+    """
     rows = [image.rows for image in images]
-    logits, centers = _foreground(images, num_voting, options)
+    classify, centers = _foreground(images, num_voting, options)
+    logits = [classify(own) for own in rows]
     masks = [values > 0 for values in logits]
     if not any(mask.any() for mask in masks[:num_voting]):
-        return [_empty(image) for image in images[:num_voting]]
+        return None
     if options.three_stage:
         # Only originals decide what is common; augmentations would make a part at the border look uncommon.
         parts = three_stage_parts(
@@ -155,21 +186,29 @@ def _cosegment(images: list[SetImage], num_voting: int, options: SetOptions) -> 
         )
     else:
         parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
-    return [_to_pixels(images[i], masks[i], parts, centers, logits[i], options) for i in range(num_voting)]
+    return PartModel(classify, parts, centers, options)
+
+
+def _cosegment(images: list[SetImage], num_voting: int, options: SetOptions) -> list[SetResult]:
+    """Results of the first ``num_voting`` images; the others only join the clustering."""
+    if num_voting == 0:
+        return []
+    model = fit_part_model(images, num_voting, options)
+    return [_empty(image) if model is None else model.apply(image) for image in images[:num_voting]]
 
 
 def _foreground(
     images: list[SetImage], num_voting: int, options: SetOptions
-) -> tuple[list[FloatArray], FloatArray | None]:
-    """Log odds of foreground of every image's cells, and the background's centroids where there are any."""
+) -> tuple[Callable[[FloatArray], FloatArray], FloatArray | None]:
+    """What gives log odds of foreground to cells, and the background's centroids where there are any."""
     rows = [image.rows for image in images]
     if options.method == "discriminant":
         saliency = [relative_saliency(image.saliency) for image in images]
         still = [np.zeros_like(values) for values in saliency]
         learned = fit_discriminant(rows, saliency, still, cues="saliency")
         if learned is None:
-            return [np.full(len(r), -1.0, np.float32) for r in rows], None
-        return [learned.logits(r) for r in rows], None
+            return lambda own: np.full(len(own), -1.0, np.float32), None
+        return learned.logits, None
     convert = relative_saliency if options.relative else np.asarray
     clusters, salient = fit_clusters(
         rows,
@@ -178,7 +217,7 @@ def _foreground(
         threshold=options.saliency_threshold,
         votes_percent=options.votes_percent,
     )
-    return [vote_logits(r, clusters, salient) for r in rows], clusters[~salient]
+    return lambda own: vote_logits(own, clusters, salient), clusters[~salient]
 
 
 def _energies(image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray) -> FloatArray:

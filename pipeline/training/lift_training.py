@@ -55,6 +55,7 @@ class TrainSettings:
         loss: Distance to the target.
         views: Number of cached views of each image to use.
         mirror: Mirror cached views and features with probability 1/2.
+        extra_blocks: Blocks on the doubled grid that the published modules do not have.
         start: "bilinear" starts from bilinear interpolation (``pipeline.training.lift_start``), "random" is the
             reference.
         bf16: Run convolutions in bfloat16 (autocast); weights and the loss stay float32.
@@ -69,6 +70,7 @@ class TrainSettings:
     loss: Loss = "cosine"
     views: int = 1
     mirror: bool = False
+    extra_blocks: int = 0
     start: Start = "bilinear"
     bf16: bool = False
     seed: int = 0
@@ -133,7 +135,7 @@ class Trainer:
         channels = cache.batch(self._samples[:1]).features[0].shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            model = Lift(channels, patch_px=patch_px)
+            model = Lift(channels, patch_px=patch_px, extra_blocks=settings.extra_blocks)
         if settings.start == "bilinear" and not checkpoint.exists():
             chosen = self._some_samples()
             start_as_bilinear(model, torch.cat([cache.batch([sample]).features[1] for sample in chosen]))

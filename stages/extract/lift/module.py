@@ -105,7 +105,8 @@ class LoadedLift:
     def num_parameters(self) -> int:
         """Parameters as trained, with the batch norms that :meth:`prepared` folds."""
         with torch.device("meta"):
-            trained = Lift(self.module.channels, patch_px=self.module.patch_px)
+            own = self.module
+            trained = Lift(own.channels, patch_px=own.patch_px, extra_blocks=len(own.extra))
         return sum(parameter.numel() for parameter in trained.parameters())
 
     def prepared(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LoadedLift:
@@ -208,12 +209,13 @@ def load_lift(path: Path, *, patch_px: int | None = None) -> LoadedLift:
         raise WeightsError(
             f"{path}: is not a LiFT: it has no 'outc.bias' of an even length (keys: {listed(tensors)})"
         )
+    extra = Lift.count_extra_blocks(tensors)
     with torch.device("meta"):  # without memory: a foreign file may have any number of channels
-        expected = Lift(len(output), patch_px=metadata.patch_px).state_dict()
+        expected = Lift(len(output), patch_px=metadata.patch_px, extra_blocks=extra).state_dict()
     problems = differences(expected, tensors)
     if problems:
         raise WeightsError(f"{path}: is not a LiFT for {len(output)} channels: tensors {problems}")
-    module = Lift(len(output), patch_px=metadata.patch_px)
+    module = Lift(len(output), patch_px=metadata.patch_px, extra_blocks=extra)
     module.load_state_dict({n: v if v.dtype == torch.int64 else v.float() for n, v in tensors.items()})
     return LoadedLift(module.eval().requires_grad_(False), metadata, path)
 

@@ -19,6 +19,8 @@ Differs from the reference:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +53,31 @@ class DoubleConv(nn.Module):
         return self.double_conv(values)  # type: ignore[no-any-return]
 
 
+class ExtraBlock(nn.Module):
+    """A residual block on the doubled grid: 3x3 convolution, batch norm, ReLU, 3x3 convolution, batch norm.
+
+    The paper's appendix has one block more for the 768 channels of a ViT-B in a detector; its layers are not
+    published. This one starts as the identity (its last norm is 0), so a LiFT with it starts where one without it
+    does.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        last = nn.BatchNorm2d(channels)
+        nn.init.zeros_(last.weight)
+        self.convs = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            last,
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``(B, C, h, w)`` to the same shape."""
+        return values + self.convs(values)  # type: ignore[no-any-return]
+
+
 class UpBlock(nn.Module):
     """Doubles the grid with a transposed convolution and concatenates the finer image map."""
 
@@ -71,12 +98,13 @@ class Lift(nn.Module):
     Args:
         channels: Channels of the features, even.
         patch_px: Patch size of the backbone. 8 and 16 have the reference's geometry, others the exact one.
+        extra_blocks: Further blocks on the doubled grid; the published modules have none.
 
     Attributes:
         cell_px: Side of a cell of the original grid at the image branch's input in pixels.
     """
 
-    def __init__(self, channels: int, *, patch_px: int) -> None:
+    def __init__(self, channels: int, *, patch_px: int, extra_blocks: int = 0) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise ValueError(f"LiFT needs an even number of channels, got {channels}")
@@ -88,7 +116,17 @@ class Lift(nn.Module):
         self.image_convs_1 = nn.Sequential(*_halving(3), *_halving(IMAGE_CHANNELS))
         self.image_convs_2 = nn.Sequential(*_halving(IMAGE_CHANNELS))
         self.up1 = UpBlock(channels)
+        self.extra = nn.Sequential(*(ExtraBlock(channels // 2) for _ in range(extra_blocks)))
         self.outc = nn.Conv2d(channels // 2, channels, kernel_size=1)
+
+    @staticmethod
+    def count_extra_blocks(names: Iterable[str]) -> int:
+        """How many extra blocks a state dict with these names has.
+
+        >>> Lift.count_extra_blocks(["outc.bias", "extra.0.convs.0.weight", "extra.0.convs.1.bias"])
+        1
+        """
+        return len({name.split(".")[1] for name in names if name.startswith("extra.")})
 
     @property
     def exact_geometry(self) -> bool:
@@ -126,7 +164,7 @@ class Lift(nn.Module):
     def _double(self, images: Tensor, features: Tensor, stride: float, offset: float) -> Tensor:
         fine, coarse = self.image_maps(images, (features.shape[-2], features.shape[-1]), stride, offset)
         joined = torch.cat([features, coarse.to(features.dtype)], dim=1)
-        return self.outc(self.up1(joined, fine))  # type: ignore[no-any-return]
+        return self.outc(self.extra(self.up1(joined, fine)))  # type: ignore[no-any-return]
 
     def image_maps(
         self, images: Tensor, grid_hw: tuple[int, int], stride_px: float, offset_px: float
@@ -172,10 +210,11 @@ class Lift(nn.Module):
 
     def fused(self) -> Lift:
         """A copy for inference with the batch norms folded into the convolutions before them."""
-        copy = Lift(self.channels, patch_px=self.patch_px)
+        copy = Lift(self.channels, patch_px=self.patch_px, extra_blocks=len(self.extra))
         copy.load_state_dict(self.state_dict())
         copy.to(next(self.parameters()).device).eval()
-        for convs in (copy.image_convs_1, copy.image_convs_2, copy.up1.conv_1.double_conv):
+        extra = [block.convs for block in copy.extra if isinstance(block, ExtraBlock)]
+        for convs in (copy.image_convs_1, copy.image_convs_2, copy.up1.conv_1.double_conv, *extra):
             for index, layer in enumerate(convs):
                 following = convs[index + 1] if index + 1 < len(convs) else None
                 if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.extract.lift.module import LiftMetadata, load_lift, save_lift
 from stages.extract.lift.network import Lift, resample_axis
 
 
@@ -230,3 +233,26 @@ def test_no_iteration_and_odd_channels_are_refused() -> None:
         Lift(8, patch_px=14).eval()(torch.zeros(1, 3, 28, 28), torch.zeros(1, 8, 2, 2), iterations=0)
     with pytest.raises(ValueError, match="even"):
         Lift(7, patch_px=14)
+
+
+def test_an_extra_block_starts_as_the_identity_and_is_fused_and_stored_as_the_rest(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, features = torch.randn(1, 3, 64, 96, generator=generator), torch.randn(1, 8, 4, 6, generator=generator)
+    plain, extended = Lift(8, patch_px=16).eval(), Lift(8, patch_px=16, extra_blocks=2).eval()
+    extended.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(extended(images, features), plain(images, features), rtol=0, atol=0)
+        for name, value in extended.named_parameters():
+            if name.startswith("extra."):
+                value.copy_(torch.randn(value.shape, generator=generator))
+        expected = extended(images, features)
+        assert not torch.allclose(expected, plain(images, features))
+        torch.testing.assert_close(extended.fused()(images, features), expected, rtol=1e-4, atol=1e-4)
+    save_lift(extended, LiftMetadata("mae_vitb16", "token@11", 16), tmp_path / "lift.safetensors")
+    loaded = load_lift(tmp_path / "lift.safetensors")
+    assert loaded.num_parameters == sum(p.numel() for p in extended.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(images, features), expected, rtol=2e-2, atol=2e-2)
+    assert sum(p.numel() for p in Lift(768, patch_px=16, extra_blocks=1).parameters()) == 4_417_296 + 2 * 384 * (
+        384 * 9 + 2
+    )
