@@ -34,6 +34,7 @@ class PropagateConfig(StrictModel):
 
     enabled: bool = True
     facets: tuple[str, ...] = ()
+    color_weight: float = Field(0.0, ge=0, le=1)
     context_frames: int = Field(7, ge=0)
     max_references: int = Field(8, ge=1)
     prefix_copies: int = Field(0, ge=0)
