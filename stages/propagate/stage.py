@@ -251,10 +251,12 @@ class Propagator:
             cell_px=refine.cell_px,
             radius_px=refine.radius_px,
             epsilon=refine.epsilon,
+            crf_weight=refine.crf_weight,
             stretch=config.stretch,
+            object_weight=config.object_weight,
         )
         covering = PatchGrid.covering(grid.image_hw, (refined.shape[1], refined.shape[2]))
-        return decode_labels(refined, self._objects.ids, covering, object_weight=config.object_weight)
+        return decode_labels(refined, self._objects.ids, covering)
 
     def _given(self, packet: Packet, mask: IndexMask) -> IndexMask | None:
         """A mask of the caller, None where it shows no object; from the first one on nothing is discovered."""
