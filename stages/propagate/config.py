@@ -19,6 +19,7 @@ class RefineConfig(StrictModel):
     cell_px: int = Field(7, ge=1)
     radius_px: int = Field(4, ge=1)
     epsilon: float = Field(1e-4, gt=0)
+    crf_weight: float = Field(0.0, ge=0)
 
 
 class TargetModelConfig(StrictModel):
@@ -34,6 +35,7 @@ class PropagateConfig(StrictModel):
 
     enabled: bool = True
     facets: tuple[str, ...] = ()
+    color_weight: float = Field(0.0, ge=0, le=1)
     context_frames: int = Field(7, ge=0)
     max_references: int = Field(8, ge=1)
     prefix_copies: int = Field(0, ge=0)

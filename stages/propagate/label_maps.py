@@ -21,6 +21,7 @@ from pipeline.core.guided_filter import GuidedFilter
 from pipeline.core.records import PatchGrid
 from pipeline.core.resizing import shrunk
 from pipeline.formats.masks import VOID
+from stages.propagate.edges import follow_edges
 
 Sampling = Literal["nearest", "bilinear", "area"]
 Stretch = Literal["none", "channel", "pixel"]
@@ -151,7 +152,9 @@ def refine_labels(
     cell_px: int,
     radius_px: int,
     epsilon: float,
+    crf_weight: float = 0.0,
     stretch: Stretch = "none",
+    object_weight: float = 1.0,
 ) -> Tensor:
     """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels per cell of ``grid``.
 
@@ -162,7 +165,9 @@ def refine_labels(
         cell_px: Pixels per cell at the working size, so that the cost does not depend on the frame's size.
         radius_px: Radius of the guided filter at the working size.
         epsilon: Its epsilon, for colors in [0, 1].
+        crf_weight: Of :func:`~stages.propagate.edges.follow_edges` after the filter; 0 leaves it out.
         stretch: "channel" stretches each channel to [0, 1] first, after which they are scaled to sum to 1.
+        object_weight: Factor on the objects' channels against the background's.
 
     Returns:
         float32 ``(K + 1, h'', w'')`` that covers the frame, on the device of ``labels``.
@@ -180,7 +185,9 @@ def refine_labels(
     if not objects:
         return maps
     filtered = torch.stack(objects).to(labels.device)
-    return torch.cat([1 - filtered.sum(0, keepdim=True), filtered])
+    background = 1 - filtered.sum(0, keepdim=True)
+    weighted = torch.cat([background, filtered * object_weight])
+    return follow_edges(weighted.clamp(min=0), guide, weight=crf_weight) if crf_weight else weighted
 
 
 def stretch_channel(values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pipeline.core.records import LabelMap, Packet, PatchGrid
 from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
-from stages.propagate.descriptors import joint_descriptors
+from stages.propagate.descriptors import add_color, joint_descriptors
 from stages.propagate.discovery import find_objects
 from stages.propagate.label_maps import (
     FrameLabels,
@@ -130,6 +130,8 @@ class Propagator:
             raise ConfigError("propagate needs features: switch extract on")
         grid = packet.features.grid
         descriptors = joint_descriptors(packet.features, self.config.facets)
+        if self.config.color_weight:
+            descriptors = add_color(descriptors, packet.frame.image, grid, weight=self.config.color_weight)
         self._memory.to(descriptors.device)
         labels = self._propagate_frame(packet, descriptors, grid)
         given = self._discover(packet, labels) if masks is None else self._given(packet, masks)
@@ -250,10 +252,12 @@ class Propagator:
             cell_px=refine.cell_px,
             radius_px=refine.radius_px,
             epsilon=refine.epsilon,
+            crf_weight=refine.crf_weight,
             stretch=config.stretch,
+            object_weight=config.object_weight,
         )
         covering = PatchGrid.covering(grid.image_hw, (refined.shape[1], refined.shape[2]))
-        return decode_labels(refined, self._objects.ids, covering, object_weight=config.object_weight)
+        return decode_labels(refined, self._objects.ids, covering)
 
     def _given(self, packet: Packet, mask: IndexMask) -> IndexMask | None:
         """A mask of the caller, None where it shows no object; from the first one on nothing is discovered."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.propagate.config import PropagateConfig
 
 GRID = PatchGrid((48, 64), (12, 16), (4.0, 4.0), (2.0, 2.0))
 Mask = npt.NDArray[np.uint8]
+RED, BLUE = np.array([200, 60, 30], np.uint8), np.array([60, 90, 160], np.uint8)
 
 
 def config(**values: Any) -> PropagateConfig:
@@ -246,6 +248,24 @@ def test_facets_are_looked_up_by_name() -> None:
         carry(truth, {0: truth[0]}, config(facets=["data", "key@11"]))
 
 
+def test_color_keeps_apart_what_the_features_confuse() -> None:
+    truth = [box(4 + 2 * t, 8) for t in range(8)]
+
+    def alike() -> Iterator[Packet]:
+        for packet in packets(truth):
+            noise = torch.randn(32, *GRID.grid_hw, generator=torch.Generator().manual_seed(packet.index))
+            image = np.where(packet.frame.image > 0, RED, BLUE)
+            features = Features(1 + 0.1 * noise, GRID)
+            yield replace(packet, frame=replace(packet.frame, image=image), features=features)
+
+    found = {}
+    for weight in (0.0, 0.5):
+        out = list(Propagator(config(stretch="none", color_weight=weight), masks={0: truth[0]})(alike()))
+        found[weight] = iou(out[-1], truth[-1], 1)
+    assert found[0.0] < 0.3
+    assert found[0.5] > 0.6
+
+
 def test_packets_without_features_are_refused() -> None:
     with pytest.raises(ConfigError, match="switch extract on"):
         list(Propagator(config())([Packet(Frame(np.zeros((4, 4, 3), np.uint8), 0, 0.0))]))
@@ -279,6 +299,7 @@ STATEFUL = {
         label_cells=4, first_labels="area", refine={"enabled": True}, prior_sigma_cells=4.0, prior_motion=True
     ),
     "target model": config(label_cells=2, first_labels="area", target_model={"weight": 0.5}),
+    "color": config(stretch="none", color_weight=0.1),
 }
 
 
