@@ -98,7 +98,7 @@ def write_record(
 
 
 def run_identity(
-    source: Path,
+    source: Path | str,
     config: Mapping[str, Any],
     extract: Mapping[str, Any] | None,
     labels: Mapping[str, object],
@@ -106,7 +106,7 @@ def run_identity(
     """What makes a run this run: two runs of the same identity write the same bytes on the same machine.
 
     Args:
-        source: The input; known by its content, not by where it lies.
+        source: The input; a file is known by its content, not by where it lies; a stream by its address.
         config: The run's config as JSON values.
         extract: The report of the extractor, for the weights and the precision.
         labels: Masks, detections and prompts, as they were given.
@@ -117,7 +117,7 @@ def run_identity(
     extract = extract or {}
     lift = extract.get("lift")
     identity = {
-        "input": content_identity(source),
+        "input": {"address": source} if isinstance(source, str) else content_identity(source),
         "config": config,
         "weights": {"backbone": extract.get("weights_sha256"), "lift": lift.get("sha256") if lift else None},
         "compute": {name: extract.get(name) for name in ("device", "precision", "batch_size")},
@@ -210,7 +210,7 @@ def versions() -> dict[str, str]:
 def describe_input(info: VideoInfo) -> dict[str, Any]:
     """An input's facts as JSON values."""
     return {
-        "path": str(info.path),
+        "path": info.shown,
         "height": info.height,
         "width": info.width,
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
