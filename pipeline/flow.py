@@ -72,6 +72,7 @@ def decode_and_extract(pipe: Pipeline, stages: Stages, checkpointer: Checkpointe
     """The first two stages, with the marks of checkpoints between the frames."""
     if isinstance(stages.decode, StreamDecoder):
         stages.decode.stop_when(lambda: pipe.stopped)
+        stages.decode.report_waits_to(pipe.waited)
     frames = stages.decode()
     marked: Iterator[Frame | Mark] = frames
     if checkpointer is not None and isinstance(stages.decode, Decoder):

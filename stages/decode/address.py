@@ -51,11 +51,6 @@ class StreamAddress:
     protocols: str = ""
 
     @property
-    def ends(self) -> bool:
-        """Whether the end of the data is the end of the stream, and not a server that went away."""
-        return self.kind in ("playlist", "pipe", "file")
-
-    @property
     def reopens(self) -> bool:
         """Whether it can be opened again after it broke."""
         return self.kind in ("network", "playlist", "camera")

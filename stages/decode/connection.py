@@ -113,6 +113,14 @@ class Connection:
                 bad = 0
                 yield StreamFrame(raw, None if raw.pts is None else float(raw.pts * raw.time_base))
 
+    @property
+    def has_end(self) -> bool:
+        """Whether the end of the data is the end of the stream, and not a server that went away.
+
+        A playlist has a duration once it says that it is finished.
+        """
+        return self._address.kind in ("pipe", "file") or bool(self._container.duration)
+
     def info(self, first: StreamFrame) -> VideoInfo:
         """Facts about the stream from its first frame."""
         height, width = upright_hw(first.raw)
@@ -137,7 +145,7 @@ class Connection:
 
     def _open(self, config: LiveConfig, stop: Callable[[], bool]) -> Any:
         options = {"protocol_whitelist": self._address.protocols} if self._address.protocols else {}
-        if config.enabled and self._address.kind == "network":
+        if config.enabled and self._address.kind in ("network", "pipe"):
             options["analyzeduration"] = str(_LOW_DELAY_PROBE_MICROSECONDS)
         if self._address.url.startswith(("rtsp:", "rtsps:")):
             options["rtsp_transport"] = config.rtsp_transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,7 @@ class StreamDecoder:
         self.current_index: int | None = None
         self._lines: list[str] = []
         self._first: Frame | None = None
+        self._waited: Callable[[float], object] = lambda seconds: None
         self._stopped: Callable[[], bool] = lambda: False
         self._input = StreamInput(address, config, notice)
         self.info = self._input.open()
@@ -77,6 +79,10 @@ class StreamDecoder:
         before = self._stopped
         self._stopped = lambda: before() or stopped()
 
+    def report_waits_to(self, waited: Callable[[float], object]) -> None:
+        """Call ``waited`` with the seconds that each frame was waited for."""
+        self._waited = waited
+
     def finished(self, index: int) -> None:
         """Say that a frame has passed all stages, which makes room for another one."""
         self._input.finished(index)
@@ -105,6 +111,12 @@ class StreamDecoder:
             lines.append(
                 f"{self.address.shown}: {self._input.num_outages} times without a connection, see run.json"
             )
+        counts = self._input.counts
+        if counts.time_jumps:
+            lines.append(
+                f"{self.address.shown}: the stream's time jumps {counts.time_jumps} times, by "
+                f"{counts.jumped_seconds:.1f} s in all; frames may be missing there"
+            )
         if self._input.bad_packets:
             lines.append(f"{self.address.shown}: {self._input.bad_packets} packets could not be decoded")
         return lines
@@ -130,7 +142,9 @@ class StreamDecoder:
         }
 
     def _next(self) -> Frame | None:
+        started = time.perf_counter()
         taken = self._input.take(self._stopped)
+        self._waited(time.perf_counter() - started)
         if taken is None:
             return None
         end = self.config.end_seconds

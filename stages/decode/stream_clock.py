@@ -33,6 +33,11 @@ class StreamClock:
         """The time of the last frame; 0 before the first."""
         return 0.0 if self._last is None else self._last
 
+    @property
+    def last_arrival(self) -> float:
+        """When the last frame came, on the monotonic clock."""
+        return self._last_arrival
+
     def restart(self) -> None:
         """The stream was opened again, so its times may begin anywhere."""
         self._offset = None

@@ -35,6 +35,8 @@ class Counts:
         too_old: Dropped because they were older than allowed when there was room.
         before_start: Dropped while the models were loaded.
         at_end: In the slot when the input was stopped.
+        time_jumps: Steps in the stream's times by more than half a second: frames may be missing there.
+        jumped_seconds: How long these were in all.
         repeated: Shown again by the server after a new connection; not counted as received.
     """
 
@@ -44,6 +46,8 @@ class Counts:
     too_old: int = 0
     before_start: int = 0
     at_end: int = 0
+    time_jumps: int = 0
+    jumped_seconds: float = 0.0
     repeated: int = 0
 
     @property

@@ -28,6 +28,10 @@ _LONGEST_PAUSE_SECONDS: Final = 8.0
 _SILENCE_SECONDS: Final = 15.0
 """After so long without a frame or another line, a line says that the input is waited for."""
 _CHECK_SECONDS: Final = 0.1
+_REPEATED_SECONDS: Final = 60.0
+"""How far back a playlist's server may begin again; times that are further back are those of another clock."""
+_MISSING_SECONDS: Final = 0.5
+"""A step in time that is longer, and longer than five frames, is worth a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class StreamInput:
         self._failure: MediaError | None = None
         self._info: VideoInfo | None = None
         self._clock: StreamClock | None = None
+        self._longest_step = _MISSING_SECONDS
         self._position = _Position()
         self._last_sign = time.monotonic()
         self._thread = threading.Thread(target=self._read, name="stream-input", daemon=True)
@@ -209,7 +214,7 @@ class StreamInput:
         except BrokenStreamError as error:
             reason = str(error)
         else:
-            if self._stopped or self.address.ends or self.config.live.reconnect == 0:
+            if self._stopped or connection.has_end or self.config.live.reconnect == 0:
                 return False
         finally:
             self.bad_packets += connection.bad_packets
@@ -223,9 +228,11 @@ class StreamInput:
         """Wait before the next attempt; False after the last one."""
         at = self._position
         if at.broken_since is None:
-            at.broken_since, at.reason, at.attempts = time.monotonic(), reason, 0
+            last = time.monotonic() if self._clock is None else self._clock.last_arrival
+            at.broken_since, at.reason, at.attempts = last, reason, 0
         if not self.address.reopens or at.attempts >= self.config.live.reconnect:
-            tries = f", and could not be opened again in {at.attempts} attempts" if at.attempts else ""
+            attempts = "1 attempt" if at.attempts == 1 else f"{at.attempts} attempts"
+            tries = f", and could not be opened again in {attempts}" if at.attempts else ""
             self.problem = f"{reason}{tries}"
             self._log_outage(None)
             self._say(self.problem)
@@ -243,23 +250,29 @@ class StreamInput:
     def _receive(self, connection: Connection, frame: StreamFrame) -> bool:
         """Take in one decoded frame; False where reading is to end."""
         at = self._position
-        if self._is_repeated(frame):
+        if self._is_repeated(connection, frame):
             self.counts.repeated += 1
             return not self._stopped
         now = time.monotonic()
         if self._clock is None:
             info = connection.info(frame)
+            self._longest_step = max(_MISSING_SECONDS, 5 / float(info.frame_rate))
             self._clock = StreamClock(believes_gaps=self.address.bursts)
             with self._changed:
                 self._info = info
                 self._changed.notify_all()
+        was_broken = at.broken_since is not None
         if at.broken_since is not None:
             self._log_outage(now - at.broken_since)
             self._say(f"frames again after {now - at.broken_since:.1f} s")
             at.broken_since = None
         if frame.seconds is not None:
             at.last_stream_seconds = max(frame.seconds, at.last_stream_seconds or frame.seconds)
+        before = self._clock.last_seconds
         seconds = self._clock.seconds(frame.seconds, now)
+        if not was_broken and seconds - before > self._longest_step:
+            self.counts.time_jumps += 1
+            self.counts.jumped_seconds = round(self.counts.jumped_seconds + seconds - before, 3)
         if self.address.bursts and self.config.live.enabled and not self._wait_until_due(seconds):
             return False
         at.number += 1
@@ -268,13 +281,15 @@ class StreamInput:
             return not self._stopped
         return self._put(_Arrived(frame.raw, at.number - 1, seconds, time.monotonic()))
 
-    def _is_repeated(self, frame: StreamFrame) -> bool:
+    def _is_repeated(self, connection: Connection, frame: StreamFrame) -> bool:
         """Whether a playlist's server shows a frame again after a new connection."""
         at = self._position
         if at.broken_since is None or self.address.kind != "playlist":
             return False
         known = at.last_stream_seconds
-        return known is not None and frame.seconds is not None and known - 60 < frame.seconds <= known
+        if known is None or frame.seconds is None or frame.seconds > known:
+            return False
+        return connection.has_end or frame.seconds > known - _REPEATED_SECONDS
 
     def _wait_until_due(self, seconds: float) -> bool:
         deadline = time.monotonic() + self._position.pacer.wait_seconds(seconds, time.monotonic())
