@@ -248,3 +248,26 @@ def summary_table(title: str, statistics: Sequence[StageStatistics], bottleneck:
             str(stage.deepest_queue),
         )
     return table
+
+
+def stream_line(report: Mapping[str, Any]) -> str | None:
+    """What became of a stream's frames, from decode's report; None where the input was no stream."""
+    if "received" not in report:
+        return None
+    reasons = {
+        "newer": "for a newer one",
+        "too_old": "too old",
+        "before_start": "while the models were loaded",
+        "at_end": "at the end",
+    }
+    parts = [f"{report[key]} {text}" for key, text in reasons.items() if report[key]]
+    why = f" ({', '.join(parts)})" if parts else ""
+    line = (
+        f"stream: {report['received']} frames = {report['processed']} processed + {report['dropped']} dropped{why}"
+    )
+    latency = report["latency_seconds"]
+    if latency and latency["max"] is not None:
+        line += f"; latency {latency['median']:g} s median, {latency['p95']:g} s p95, {latency['max']:g} s max"
+    if report["num_outages"]:
+        line += f"; {report['num_outages']} times without a connection"
+    return line

@@ -1,4 +1,4 @@
-"""What ``run`` adds for streams: the preview, tracks as lines, the end at Ctrl-C, and the line of the summary."""
+"""What ``run`` adds for streams: the preview, tracks as lines, and the end at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -100,29 +100,6 @@ def _show(server: Preview, packet: Packet) -> None:
 def notice(line: str) -> None:
     """One line on stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
-
-
-def stream_line(report: Mapping[str, Any]) -> str | None:
-    """What became of a stream's frames, from decode's report; None where the input was no stream."""
-    if "received" not in report:
-        return None
-    reasons = {
-        "newer": "for a newer one",
-        "too_old": "too old",
-        "before_start": "while the models were loaded",
-        "at_end": "at the end",
-    }
-    parts = [f"{report[key]} {text}" for key, text in reasons.items() if report[key]]
-    why = f" ({', '.join(parts)})" if parts else ""
-    line = (
-        f"stream: {report['received']} frames = {report['processed']} processed + {report['dropped']} dropped{why}"
-    )
-    latency = report["latency_seconds"]
-    if latency and latency["max"] is not None:
-        line += f"; latency {latency['median']:g} s median, {latency['p95']:g} s p95, {latency['max']:g} s max"
-    if report["num_outages"]:
-        line += f"; {report['num_outages']} times without a connection"
-    return line
 
 
 @contextmanager

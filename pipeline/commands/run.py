@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.commands.live import Outputs, first_signal_ends_the_stream, live_settings, notice, stream_line
+from pipeline.commands.live import Outputs, first_signal_ends_the_stream, live_settings, notice
 from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import path_inside
 from pipeline.core.locations import DEMO_CLIP
@@ -25,7 +25,7 @@ from pipeline.flow import run as run_flow
 from pipeline.formats.track_lines import STANDARD_OUTPUT
 from pipeline.prompts.prompt import Prompt, parse_prompts
 from pipeline.report import write_index
-from pipeline.run_record import summary_table
+from pipeline.run_record import stream_line, summary_table
 from stages.decode import Decoder, probe, stream_address
 from stages.extract import Extractor
 

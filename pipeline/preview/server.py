@@ -97,7 +97,9 @@ class Preview:
             raise OutputError(f"--preview {host}:{port}: cannot listen there ({error.strerror})") from error
         self.is_local = ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
         self.address = f"http://{'localhost' if self.is_local else host}:{self._server.server_address[1]}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="preview", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="preview", daemon=True
+        )
 
     def __enter__(self) -> Preview:
         self._thread.start()

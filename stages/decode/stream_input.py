@@ -6,12 +6,12 @@ it the thread waits until its frame is taken, so that every frame is processed.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from pipeline.core.background import BackgroundReader
 from pipeline.core.errors import MediaError
 from pipeline.core.records import VideoInfo
 from stages.decode.address import StreamAddress
@@ -90,7 +90,8 @@ class StreamInput:
         self.problem: str | None = None
         self.in_flight = InFlightLimit(config.live.max_latency_seconds)
         self._notice = notice
-        self._changed = threading.Condition()
+        self._reader = BackgroundReader(self._read, "stream-input")
+        self._changed = self._reader.changed
         self._slot: _Arrived | None = None
         self._first: _Arrived | None = None
         self._begun = self._ended = self._stopped = False
@@ -100,7 +101,6 @@ class StreamInput:
         self._longest_step = _MISSING_SECONDS
         self._position = _Position()
         self._last_sign = time.monotonic()
-        self._thread = threading.Thread(target=self._read, name="stream-input", daemon=True)
 
     def open(self) -> VideoInfo:
         """Connect and wait for the first frame.
@@ -109,7 +109,7 @@ class StreamInput:
             MediaError: There is no video, or no connection after all attempts.
         """
         self._last_sign = time.monotonic()
-        self._thread.start()
+        self._reader.start()
         with self._changed:
             while self._info is None and not self._ended:
                 self._changed.wait(_CHECK_SECONDS)

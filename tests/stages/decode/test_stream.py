@@ -155,9 +155,7 @@ def test_a_pipe_that_goes_silent_can_be_left(pipe: Path, transport_stream: Path)
         started = time.monotonic()
         frames = list(_finishing(decoder, decoder()))
         assert time.monotonic() - started < 3
-        reader = decoder._input._thread
-        reader.join(3)
-        assert not reader.is_alive()
+        assert decoder._input._reader.ended_within(3)
     assert_every_frame_is_accounted_for(decoder.report(), frames)
 
 
