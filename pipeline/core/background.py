@@ -1,4 +1,4 @@
-"""A function that runs beside its caller, and the lock the two share: for inputs that do not wait for their readers."""
+"""A function that runs beside its caller, and the lock the two share: for inputs that wait for nobody."""
 
 from __future__ import annotations
 
