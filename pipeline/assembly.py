@@ -14,14 +14,15 @@ from pydantic import Field
 
 from pipeline.core.config import StrictModel, load_config, load_yaml, parse_overrides
 from pipeline.core.errors import ConfigError
+from pipeline.core.locations import CONFIGS
 from pipeline.core.records import Detections, Frame, Packet, VideoInfo
 from stages.annotate import AnnotateConfig, Annotator
 from stages.cosegment import CosegmentConfig, Cosegmenter
-from stages.decode import DecodeConfig, Decoder, probe
+from stages.decode import DecodeConfig, Decoder, StreamDecoder, probe
 from stages.extract import ExtractConfig, Extractor
 from stages.propagate import PropagateConfig, Propagator
 from stages.track import TrackConfig, Tracker
-from stages.write import WriteConfig, Writer
+from stages.write import SegmentWriter, WriteConfig, Writer
 
 Masks = Mapping[int, npt.NDArray[np.uint8]]
 """Annotations by frame index: uint8 ``(H, W)`` of object ids, 0 is background, 255 is void."""
@@ -88,13 +89,19 @@ class FlowConfig(StrictModel):
         return self.model_copy(update=sections)
 
 
-def load_flow_config(path: Path | None = None, overrides: Iterable[str] = ()) -> FlowConfig:
+def load_flow_config(path: Path | None = None, overrides: Iterable[str] = (), *, live: bool = False) -> FlowConfig:
     """The config of a file with ``key=value`` overrides laid over it; the defaults without a file.
+
+    Args:
+        path: A YAML file.
+        overrides: Assignments, which win over the file.
+        live: Lay both over ``configs/live.yaml``, which prefers the newest frame to every frame.
 
     Raises:
         ConfigError: Unknown keys (the nearest is suggested), wrong types, impossible values.
     """
-    layers = [load_yaml(path)] if path else []
+    layers = [load_yaml(CONFIGS / "live.yaml")] if live else []
+    layers += [load_yaml(path)] if path else []
     origin = str(path) if path else "config"
     return load_config(FlowConfig, *layers, parse_overrides(overrides), origin=origin)
 
@@ -118,13 +125,13 @@ class Stages:
     """
 
     info: VideoInfo
-    decode: Decoder
+    decode: Decoder | StreamDecoder
     extract: Extractor | None = None
     cosegment: Cosegmenter | None = None
     propagate: Propagator | None = None
     track: Tracker | None = None
     annotate: Annotator | None = None
-    write: Writer | None = None
+    write: Writer | SegmentWriter | None = None
     keep_features: bool = False
     further: Sequence[tuple[str, PacketStage]] = ()
     extra_warnings: list[str] = field(default_factory=list)
@@ -157,6 +164,7 @@ def make_stages(
     detections: DetectionSource | None = None,
     output: Path | None = None,
     info: VideoInfo | None = None,
+    stream: StreamDecoder | None = None,
     keep_features: bool = False,
     extractor: Extractor | None = None,
     further: Sequence[tuple[str, PacketStage]] = (),
@@ -170,6 +178,7 @@ def make_stages(
         detections: Boxes by frame index, or a callable that finds them in a frame.
         output: Folder for the files; nothing is written without one.
         info: The input's facts, where the caller has probed it already.
+        stream: An open stream, which is read instead of ``source``.
         keep_features: Keep ``Packet.features`` to the end of the flow.
         extractor: One made earlier, so that several inputs share a loaded backbone.
         further: Stages of the caller's, by name, between annotate and write.
@@ -177,7 +186,9 @@ def make_stages(
     Raises:
         InputError: Anything wrong with the input, the config or the weights.
     """
-    info = info or probe(source, config.decode)
+    info = stream.info if stream is not None else info or probe(source, config.decode)
+    if stream is None and config.write.segment_seconds is not None:
+        raise ConfigError("write.segment_seconds is for streams; a file's results appear when it is finished")
     readers = [name for name in FEATURE_READERS if getattr(config, name).enabled]
     reads_features = keep_features or bool(readers)
     if reads_features and not config.extract.enabled:
@@ -190,16 +201,43 @@ def make_stages(
         extractor = Extractor(config.extract)
     return Stages(
         info=info,
-        decode=Decoder(config.decode, info),
+        decode=stream or Decoder(config.decode, info),
         extract=extractor if reads_features else None,
         cosegment=_cosegmenter(config) if config.cosegment.enabled else None,
         propagate=_propagator(config, masks, extractor) if config.propagate.enabled else None,
         track=Tracker(config.track, detections=detections) if config.track.enabled else None,
         annotate=Annotator(config.annotate) if config.annotate.enabled else None,
-        write=Writer(config.write, output, info) if config.write.enabled and output is not None else None,
+        write=_writer(config, output, info),
         keep_features=keep_features,
         further=further,
     )
+
+
+def _writer(config: FlowConfig, output: Path | None, info: VideoInfo) -> Writer | SegmentWriter | None:
+    if output is None or not config.write.enabled:
+        return None
+    if config.write.segment_seconds is None:
+        return Writer(config.write, output, info)
+    return SegmentWriter(config.write, output, info)
+
+
+def check_live(config: FlowConfig) -> None:
+    """Refuse settings that a stream, or the newest frame of it, cannot have.
+
+    Raises:
+        ConfigError: A stage that reads the input twice, or holds frames back.
+    """
+    if config.cosegment.enabled and config.cosegment.mode == "two_pass":
+        raise ConfigError("cosegment.mode two_pass reads the input twice, which a stream does not allow")
+    if not config.decode.live.enabled:
+        return
+    extract = config.extract
+    if extract.enabled and extract.batch_size != 1:
+        raise ConfigError("extract.batch_size must be 1 with decode.live: a batch waits for its last frame")
+    if extract.drop_high_variance and extract.high_variance_indices is None:
+        raise ConfigError("extract.drop_high_variance needs extract.high_variance_indices with decode.live")
+    if config.cosegment.enabled and config.cosegment.hold_back:
+        raise ConfigError("cosegment.hold_back must be false with decode.live: it waits for several frames")
 
 
 def _cosegmenter(config: FlowConfig) -> Cosegmenter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,21 @@ from pipeline.assembly import (
     Masks,
     PacketStage,
     Stages,
+    check_live,
     load_flow_config,
     make_stages,
 )
 from pipeline.core.checkpoint import Checkpointer
-from pipeline.core.errors import ConfigError, DamagedError, InputError, StageError, TruncatedError
+from pipeline.core.errors import ConfigError, DamagedError, InputError, MediaError, StageError, TruncatedError
 from pipeline.core.records import Frame, Packet, VideoInfo
-from pipeline.core.runner import Pipeline
+from pipeline.core.runner import Mark, Pipeline
 from pipeline.formats.detections import read_detections
 from pipeline.formats.masks import load_masks
-from pipeline.prompts import Prompt, masks_from_prompts
+from pipeline.prompts import Prompt, masks_from_prompts, masks_on_frame
 from pipeline.run_record import RunResult
 from pipeline.session import Session
 from stages.annotate import AnnotateConfig
-from stages.decode import Decoder, probe
+from stages.decode import Decoder, StreamDecoder, probe, stream_address
 from stages.extract import Extractor
 from stages.write.folder import check_output
 
@@ -69,8 +70,13 @@ def chain(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None = No
 
 def decode_and_extract(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None) -> Iterator[Packet]:
     """The first two stages, with the marks of checkpoints between the frames."""
+    if isinstance(stages.decode, StreamDecoder):
+        stages.decode.stop_when(lambda: pipe.stopped)
+        stages.decode.report_waits_to(pipe.waited)
     frames = stages.decode()
-    marked = frames if checkpointer is None else checkpointer.marked(frames, "decode", stages.decode)
+    marked: Iterator[Frame | Mark] = frames
+    if checkpointer is not None and isinstance(stages.decode, Decoder):
+        marked = checkpointer.marked(frames, "decode", stages.decode)
     buffered: Iterator[Frame] = pipe.buffer(marked, name="decode", stage=stages.decode)
     if stages.extract is None:
         return (Packet(frame) for frame in buffered)
@@ -92,7 +98,7 @@ def stream(
     Closing the iterator, or leaving the loop over it, ends every thread.
 
     Args:
-        source: A video file or a folder of images.
+        source: A video file, a folder of images, or a stream (see docs/live.md).
         config: The defaults if None. ``annotate`` is off unless a config is given.
         masks: Annotations by frame index, uint8 ``(H, W)`` of object ids.
         prompts: Points and boxes that masks are made from, beside ``masks``; see docs/prompts.md.
@@ -108,18 +114,23 @@ def stream(
     """
     if config is None:
         config = FlowConfig(annotate=AnnotateConfig(enabled=False))
-    if prompts:
-        extractor = extractor or Extractor(config.extract)
-        masks = _with_prompts(masks, prompts, Path(source), config, extractor)
-    stages = make_stages(
-        Path(source), config, masks=masks, detections=detections, keep_features=keep_features, extractor=extractor
-    )
-    try:
-        survey(stages, config)
-        with Pipeline(config.queue_depth) as pipe:
-            yield from chain(pipe, stages)
-    except StageError as error:
-        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from error.__cause__
+    with _opened(source, config) as live:
+        path = Path(source)
+        if prompts:
+            extractor = extractor or Extractor(config.extract)
+            masks = _with_prompts(masks, prompts, live or path, config, extractor)
+        stages = make_stages(
+            path, config, stream=live, masks=masks, detections=detections, keep_features=keep_features,
+            extractor=extractor,
+        )  # fmt: skip
+        try:
+            survey(stages, config)
+            with Pipeline(config.queue_depth) as pipe:
+                for packet in chain(pipe, stages):
+                    yield packet
+                    _finish(stages, packet)
+        except StageError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from error.__cause__
     damage = stages.decode.damage
     if damage is not None:
         raise (TruncatedError if damage.ends_early else DamagedError)(stages.decode.broken)
@@ -150,6 +161,7 @@ def survey(
     cosegment.finish_survey()
     if checkpointer is not None:
         checkpointer.restart()
+    assert isinstance(stages.decode, Decoder)
     stages.decode.reset()
     if stages.extract is not None:
         stages.extract.reset()
@@ -177,11 +189,14 @@ def run(
     resume: bool = False,
     further: Sequence[tuple[str, PacketStage]] = (),
     on_packet: Callable[[Packet], object] = lambda packet: None,
+    on_start: Callable[[Stages], object] = lambda stages: None,
+    on_notice: Callable[[str], object] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Run a video through the flow into an output folder.
 
     Args:
-        source: A video file or a folder of images.
+        source: A video file, a folder of images, or a stream (see docs/live.md).
         output: The folder that gets the results; see :mod:`stages.write.stage` for what is in it.
         config: The defaults if None.
         masks: Annotations by frame index, or a file or folder of them (see :mod:`pipeline.formats.masks`).
@@ -192,6 +207,9 @@ def run(
         resume: Go on after the last checkpoint of the same run; start fresh where there is none.
         further: Stages of the caller's, by name, between annotate and write.
         on_packet: Called with every packet that has passed all stages.
+        on_start: Called with the stages before the first frame.
+        on_notice: Called with a line for the user when a stream stalls, breaks or comes back.
+        stop: Of a stream: whether to stop reading it and finish with what was read; asked ten times a second.
 
     Returns:
         The result; its status is ``damaged`` where parts of the input could not be decoded.
@@ -202,42 +220,88 @@ def run(
         WriteError: The disk is full, for example; as for StageError.
         KeyboardInterrupt: Ctrl-C; as for StageError.
     """
-    source, output, config = Path(source), Path(output), config or FlowConfig()
-    info = probe(source, config.decode)
-    check_output(output, source, overwrite=overwrite, resume=resume)
-    given = _read_masks(masks, info, config)
-    if prompts:
-        extractor = extractor or Extractor(config.extract)
-        given = _with_prompts(given, prompts, source, config, extractor)
-    stages = make_stages(
-        source, config, info=info, output=output, extractor=extractor, further=further,
-        masks=given, detections=_read_detections(detections, info),
-    )  # fmt: skip
-    labels = {"masks": masks, "detections": detections, "prompts": [repr(prompt) for prompt in prompts]}
-    session = Session(source, output, config, stages, labels=labels)
-    if resume and (finished := session.resume()) is not None:
-        return finished
-    with session:
-        survey(stages, config, session.checkpointer)
-        with session.pipe:
-            for packet in chain(session.pipe, stages, session.checkpointer):
-                on_packet(packet)
-    return session.result
+    path, output, config = Path(source), Path(output), config or FlowConfig()
+    with _opened(source, config, output, on_notice, overwrite=overwrite, resume=resume) as live:
+        if live is not None:
+            live.stop_when(stop)
+        info = live.info if live is not None else probe(path, config.decode)
+        if live is None:
+            check_output(output, path, overwrite=overwrite, resume=resume)
+        given = _read_masks(masks, info, config)
+        if prompts:
+            extractor = extractor or Extractor(config.extract)
+            given = _with_prompts(given, prompts, live or path, config, extractor)
+        stages = make_stages(
+            path, config, info=info, stream=live, output=output, extractor=extractor, further=further,
+            masks=given, detections=_read_detections(detections, info),
+        )  # fmt: skip
+        labels = {"masks": masks, "detections": detections, "prompts": [repr(prompt) for prompt in prompts]}
+        session = Session(info.path, output, config, stages, labels=labels)
+        if resume and (finished := session.resume()) is not None:
+            return finished
+        on_start(stages)
+        with session:
+            survey(stages, config, session.checkpointer)
+            with session.pipe:
+                for packet in chain(session.pipe, stages, session.checkpointer):
+                    on_packet(packet)
+                    _finish(stages, packet)
+        return session.result
+
+
+@contextmanager
+def _opened(
+    source: str | Path,
+    config: FlowConfig,
+    output: Path | None = None,
+    on_notice: Callable[[str], object] = lambda line: None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Iterator[StreamDecoder | None]:
+    """The open stream that ``source`` names, closed at the end; None for files and folders."""
+    address = stream_address(source, live=config.decode.live.enabled)
+    if address is None:
+        if config.decode.live.enabled:
+            raise MediaError(f"{source}: no such file, and not a stream; see docs/live.md for what is one")
+        yield None
+        return
+    if output is not None:
+        if resume:
+            raise InputError(f"{address.shown}: a stream cannot be read again, so there is nothing to resume")
+        check_output(output, Path(source) if address.kind == "file" else None, overwrite=overwrite)
+    check_live(config)
+    with closing(StreamDecoder(config.decode, address, on_notice)) as decoder:
+        yield decoder
+
+
+def _finish(stages: Stages, packet: Packet) -> None:
+    """Make room for another frame of a stream."""
+    if isinstance(stages.decode, StreamDecoder):
+        stages.decode.finished(packet.index)
 
 
 def _read_masks(masks: Masks | Path | None, info: VideoInfo, config: FlowConfig) -> Masks | None:
     if not isinstance(masks, Path):
         return masks
-    return load_masks(masks, info, first_index=Decoder(config.decode, info).first_index())
+    first = 0 if info.address else Decoder(config.decode, info).first_index()
+    return load_masks(masks, info, first_index=first)
 
 
 def _with_prompts(
-    masks: Masks | None, prompts: Sequence[Prompt], source: Path, config: FlowConfig, extractor: Extractor
+    masks: Masks | None,
+    prompts: Sequence[Prompt],
+    source: Path | StreamDecoder,
+    config: FlowConfig,
+    extractor: Extractor,
 ) -> Masks:
     """The given masks and those of the prompts together."""
     if not config.propagate.enabled:
         raise ConfigError("propagate.enabled is false, but points and boxes become masks that are propagated")
-    found = masks_from_prompts(source, config.decode, prompts, extractor)
+    if isinstance(source, Path):
+        found = masks_from_prompts(source, config.decode, prompts, extractor)
+    else:
+        found = masks_on_frame(source.first_frame(), prompts, extractor)
     given: Mapping[int, Any] = masks or {}
     if both := [index for index in found if index in given]:
         raise InputError(f"frame {both[0]} has a given mask and prompts; give one of them")

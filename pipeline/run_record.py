@@ -98,7 +98,7 @@ def write_record(
 
 
 def run_identity(
-    source: Path,
+    source: Path | str,
     config: Mapping[str, Any],
     extract: Mapping[str, Any] | None,
     labels: Mapping[str, object],
@@ -106,7 +106,7 @@ def run_identity(
     """What makes a run this run: two runs of the same identity write the same bytes on the same machine.
 
     Args:
-        source: The input; known by its content, not by where it lies.
+        source: The input; a file is known by its content, not by where it lies; a stream by its address.
         config: The run's config as JSON values.
         extract: The report of the extractor, for the weights and the precision.
         labels: Masks, detections and prompts, as they were given.
@@ -117,7 +117,7 @@ def run_identity(
     extract = extract or {}
     lift = extract.get("lift")
     identity = {
-        "input": content_identity(source),
+        "input": {"address": source} if isinstance(source, str) else content_identity(source),
         "config": config,
         "weights": {"backbone": extract.get("weights_sha256"), "lift": lift.get("sha256") if lift else None},
         "compute": {name: extract.get(name) for name in ("device", "precision", "batch_size")},
@@ -210,7 +210,7 @@ def versions() -> dict[str, str]:
 def describe_input(info: VideoInfo) -> dict[str, Any]:
     """An input's facts as JSON values."""
     return {
-        "path": str(info.path),
+        "path": info.shown,
         "height": info.height,
         "width": info.width,
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
@@ -248,3 +248,26 @@ def summary_table(title: str, statistics: Sequence[StageStatistics], bottleneck:
             str(stage.deepest_queue),
         )
     return table
+
+
+def stream_line(report: Mapping[str, Any]) -> str | None:
+    """What became of a stream's frames, from decode's report; None where the input was no stream."""
+    if "received" not in report:
+        return None
+    reasons = {
+        "newer": "for a newer one",
+        "too_old": "too old",
+        "before_start": "while the models were loaded",
+        "at_end": "at the end",
+    }
+    parts = [f"{report[key]} {text}" for key, text in reasons.items() if report[key]]
+    why = f" ({', '.join(parts)})" if parts else ""
+    line = (
+        f"stream: {report['received']} frames = {report['processed']} processed + {report['dropped']} dropped{why}"
+    )
+    latency = report["latency_seconds"]
+    if latency and latency["max"] is not None:
+        line += f"; latency {latency['median']:g} s median, {latency['p95']:g} s p95, {latency['max']:g} s max"
+    if report["num_outages"]:
+        line += f"; {report['num_outages']} times without a connection"
+    return line

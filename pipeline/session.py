@@ -14,12 +14,20 @@ from pipeline.core.errors import InputError, LiftstreamError, OutputError, RunIn
 from pipeline.core.runner import STAGE_THREAD_PREFIX, Pipeline
 from pipeline.report import write_report
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
-from stages.write import Writer
+from stages.decode import StreamDecoder
+from stages.write import SegmentWriter, Writer
 from stages.write.folder import CHECKPOINT
 
 _NOT_IN_IDENTITY: Final[dict[str, Any]] = {
     "queue_depth": True,
-    "write": {"checkpoint_seconds": True, "checkpoint_frames": True, "report": True},
+    "decode": {"live": True},
+    "write": {
+        "checkpoint_seconds": True,
+        "checkpoint_frames": True,
+        "report": True,
+        "segment_seconds": True,
+        "keep_last_seconds": True,
+    },
 }
 """Settings that change no byte of the results, so that a run may be resumed with others."""
 
@@ -45,7 +53,7 @@ class Session:
 
     Attributes:
         pipe: The pipeline to run the stages in.
-        checkpointer: Takes the snapshots; None where nothing is written.
+        checkpointer: Takes the snapshots; None where nothing is written, and for streams.
         result: Complete once the context is left.
     """
 
@@ -54,16 +62,18 @@ class Session:
     ) -> None:
         self.pipe = Pipeline(config.queue_depth)
         self.result = RunResult(source, output)
+        self._name = stages.info.shown
         self.checkpointer: Checkpointer | None = None
         self._stages = stages
         self._started = time.perf_counter()
         self._identity = run_identity(
-            source,
+            stages.info.address or source,
             config_identity(config),
             None if stages.extract is None else stages.extract.report(),
             labels,
         )
-        if stages.write is not None:
+        # A stream cannot be read again from a place in it, so there is nothing to resume.
+        if isinstance(stages.write, Writer) and not isinstance(stages.decode, StreamDecoder):
             self.checkpointer = Checkpointer(
                 output / CHECKPOINT,
                 self._identity,
@@ -88,7 +98,7 @@ class Session:
         snapshot = find_snapshot(self.result.folder / CHECKPOINT)
         if snapshot is not None and self.checkpointer is not None:
             snapshot.require(self._identity)
-            assert self._stages.write is not None
+            assert isinstance(self._stages.write, Writer)
             if "write" in snapshot.stages:
                 self._stages.write.go_on()
             else:  # taken in the first of two passes
@@ -137,10 +147,10 @@ class Session:
         result.bottleneck = None if bottleneck is None else bottleneck.name
         if write is None:
             return
-        checkpointer = self.checkpointer
-        assert checkpointer is not None
-        result.warnings += checkpointer.warnings
-        checkpoints = {"written": checkpointer.snapshots, "seconds": round(checkpointer.seconds, 3)}
+        checkpoints: dict[str, Any] = {"written": 0, "seconds": 0.0}
+        if (checkpointer := self.checkpointer) is not None:
+            result.warnings += checkpointer.warnings
+            checkpoints = {"written": checkpointer.snapshots, "seconds": round(checkpointer.seconds, 3)}
         finished = status in ("done", "damaged")
         try:
             if f"{STAGE_THREAD_PREFIX}write" not in self.pipe.left_behind:
@@ -148,15 +158,15 @@ class Session:
             write_record(result, stages.info, self._identity, checkpoints=checkpoints)
         except OutputError as error:
             if finished:
-                raise WriteError(f"{error}; free some space and go on with --resume") from error
-            result.warnings.append(f"{error}; the video so far is in {result.folder / CHECKPOINT / 'video'}")
+                raise WriteError(f"{error}; {self._how_to_go_on('free some space and ')}") from error
+            result.warnings.append(f"{error}; what is written so far is in {write.unfinished()}")
         else:
             if finished:
                 write.discard_checkpoint()
             self._write_report(write)
         result.paths = [*write.paths(), *result.paths]
 
-    def _write_report(self, write: Writer) -> None:
+    def _write_report(self, write: Writer | SegmentWriter) -> None:
         """Write ``report.html``; a page that cannot be made is a warning, as the results are there."""
         if not write.config.report or self.result.status == "interrupted":
             return
@@ -164,6 +174,9 @@ class Session:
             self.result.paths.append(write_report(self.result.folder))
         except _PAGE_ERRORS as error:
             self.result.warnings.append(f"no report: {error}")
+
+    def _how_to_go_on(self, first: str = "") -> str:
+        return f"{first}go on with --resume" if self.checkpointer is not None else f"{first}start it again"
 
     def _raise_the_cause(self, exc: BaseException) -> None:
         """Turn a stage's error into what the caller can act on; the others pass as they are."""
@@ -173,13 +186,13 @@ class Session:
                 if self._frames()
                 else "no frame yet"
             )
-            raise RunInterrupted(f"{self.result.source}: interrupted; {where}; go on with --resume") from exc
+            raise RunInterrupted(f"{self._name}: interrupted; {where}; {self._how_to_go_on()}") from exc
         if not isinstance(exc, StageError):
             return
         cause = exc.__cause__
         if exc.stage == "write" and isinstance(cause, OSError | OutputError):
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
             where = f"{self.result.folder}: cannot be written after {self._frames()} frames ({reason})"
-            raise WriteError(f"{where}; free some space and go on with --resume") from exc
+            raise WriteError(f"{where}; {self._how_to_go_on('free some space and ')}") from exc
         if isinstance(cause, InputError):
             raise cause from exc

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.report", "pipeline.export"),
     ("pipeline.session",),
     ("pipeline.flow",),
-    ("pipeline.images", "pipeline.label", "pipeline.batch", "pipeline.detect"),
+    ("pipeline.images", "pipeline.label", "pipeline.batch", "pipeline.preview", "pipeline.detect"),
     ("pipeline.bench",),
     ("pipeline.commands",),
     ("run_pipeline",),

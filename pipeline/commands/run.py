@@ -15,22 +15,30 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from pipeline.commands.live import Outputs, first_signal_ends_the_stream, live_settings, notice
 from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import path_inside
 from pipeline.core.locations import DEMO_CLIP
+from pipeline.core.records import Packet
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
+from pipeline.formats.track_lines import STANDARD_OUTPUT
 from pipeline.prompts.prompt import Prompt, parse_prompts
 from pipeline.report import write_index
-from pipeline.run_record import summary_table
-from stages.decode import Decoder, probe
+from pipeline.run_record import stream_line, summary_table
+from stages.decode import Decoder, probe, stream_address
 from stages.extract import Extractor
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def run(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Video files or folders of images.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Video files, folders of images, or one stream: an address, - or a camera."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; gets one folder per input.")],
     config: Annotated[Path | None, typer.Option(help="YAML file, see configs/default.yaml.")] = None,
     overrides: Annotated[
@@ -58,6 +66,27 @@ def run(
     start: Annotated[float | None, typer.Option(help="Seconds; where to begin.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds; where to stop.")] = None,
     every: Annotated[int | None, typer.Option(help="Take every N-th frame.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Process the newest frame; drop what comes meanwhile.")
+    ] = False,
+    max_latency: Annotated[
+        float | None, typer.Option(help="Seconds; with --live, how old a frame may become.")
+    ] = None,
+    reconnect: Annotated[
+        int | None, typer.Option(help="How often in a row a stream that broke is opened again.")
+    ] = None,
+    segment_seconds: Annotated[
+        float | None, typer.Option(help="Of a stream: results appear in segments of this length.")
+    ] = None,
+    keep_last: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Of a stream: remove older segments; 90s, 10m, 2h.")
+    ] = None,
+    preview: Annotated[
+        str | None, typer.Option(metavar="[ADDRESS]:PORT", help="Show the annotated video in a browser meanwhile.")
+    ] = None,
+    tracks_to: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Tracks as JSON lines, one per frame, as they come.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last checkpoint; skip what is finished.")
@@ -66,12 +95,16 @@ def run(
     """Masks, parts and tracks of videos: an annotated video, and files that other tools read."""
     decode = {"start_seconds": start, "end_seconds": end, "every": every}
     given = [f"decode.{key}={value}" for key, value in decode.items() if value is not None]
-    flow_config = load_flow_config(config, [*(overrides or []), *given])
+    given += live_settings(max_latency, reconnect, segment_seconds, keep_last)
+    flow_config = load_flow_config(config, [*(overrides or []), *given], live=live)
     prompts = tuple(parse_prompts(points or (), nots or (), boxes or (), at))
     if prompts and len(inputs) > 1:
         raise InputError("--point, --not and --box belong to one input; run the others without them")
     requests = [replace(request, prompts=prompts) for request in plan(inputs, output, masks, detections)]
-    raise typer.Exit(run_all(requests, flow_config, overwrite=overwrite, resume=resume))
+    outputs = Outputs(preview, tracks_to)
+    if (preview or tracks_to) and len(inputs) > 1:
+        raise InputError("--preview and --tracks-to belong to one input; run the others without them")
+    raise typer.Exit(run_all(requests, flow_config, outputs, overwrite=overwrite, resume=resume))
 
 
 def demo(
@@ -85,29 +118,39 @@ def demo(
 class Request:
     """One input, where its results go, and the files that belong to it."""
 
-    source: Path
+    source: str | Path
     folder: Path
     masks: Path | None = None
     detections: Path | None = None
     prompts: tuple[Prompt, ...] = ()
 
 
-def plan(inputs: list[Path], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
+def plan(inputs: list[str], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
     """One request per input; several inputs take theirs from folders with an entry named after each.
 
     Raises:
-        InputError: Two inputs of one name, or an entry that is missing.
+        InputError: Two inputs of one name, several inputs with a stream among them, or an entry that is missing.
     """
-    names = [path.resolve().name if path.is_dir() else path.stem for path in inputs]
+    if len(inputs) > 1 and (streams := [address for text in inputs if (address := stream_address(text))]):
+        raise InputError(f"{streams[0].shown}: a stream is run on its own")
+    names = [_name_of(text) for text in inputs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two inputs are named '{twice[0]}' and would share a folder; run them one at a time")
     if len(inputs) == 1:
         return [Request(inputs[0], path_inside(output, names[0]), masks, detections)]
     return [
-        Request(path, path_inside(output, name), _entry(masks, name, ".png"), _entry(detections, name, ".txt"))
-        for path, name in zip(inputs, names, strict=True)
+        Request(text, path_inside(output, name), _entry(masks, name, ".png"), _entry(detections, name, ".txt"))
+        for text, name in zip(inputs, names, strict=True)
     ]
+
+
+def _name_of(text: str) -> str:
+    """The name of an input's folder of results."""
+    if (address := stream_address(text)) is not None:
+        return address.name
+    path = Path(text)
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _entry(folder: Path | None, name: str, suffix: str) -> Path | None:
@@ -119,19 +162,34 @@ def _entry(folder: Path | None, name: str, suffix: str) -> Path | None:
     raise InputError(f"{folder}: with several inputs it needs an entry '{name}' or '{name}{suffix}'")
 
 
-def run_all(requests: list[Request], config: FlowConfig, *, overwrite: bool = False, resume: bool = False) -> int:
+def run_all(
+    requests: list[Request],
+    config: FlowConfig,
+    outputs: Outputs | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> int:
     """Run every request; a failure does not stop the next ones.
+
+    Args:
+        requests: The inputs.
+        config: The config of all of them.
+        outputs: Where else results go; nowhere if None.
+        overwrite: Replace earlier runs of ours.
+        resume: Go on after the last checkpoints.
 
     Returns:
         The exit code: the first that is not 0, failures during a run before bad input.
     """
-    console = Console(soft_wrap=True)
+    outputs = outputs or Outputs()
+    console = Console(soft_wrap=True, stderr=outputs.tracks == STANDARD_OUTPUT)
     extractors = SharedExtractor(config)
     codes = []
     with sigterm_as_interrupt():
         for request in requests:
             try:
-                result = _run_one(request, config, extractors, overwrite=overwrite, resume=resume)
+                result = _run_one(request, config, extractors, outputs, overwrite=overwrite, resume=resume)
                 print_result(console, result)
                 codes.append(EXIT_FAILED if result.status == "damaged" else EXIT_DONE)
             except LiftstreamError as error:
@@ -174,10 +232,25 @@ class SharedExtractor:
 
 
 def _run_one(
-    request: Request, config: FlowConfig, extractors: SharedExtractor, *, overwrite: bool, resume: bool
+    request: Request,
+    config: FlowConfig,
+    extractors: SharedExtractor,
+    outputs: Outputs,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> RunResult:
-    total = Decoder(config.decode, probe(request.source, config.decode)).expected_frames()
-    with tqdm(total=total, desc=request.source.name, unit="frame", file=sys.stderr, mininterval=0.5) as bar:
+    is_stream = config.decode.live.enabled or stream_address(request.source) is not None
+    total = None
+    if not is_stream:
+        total = Decoder(config.decode, probe(Path(request.source), config.decode)).expected_frames()
+    bar = tqdm(total=total, desc=request.folder.name, unit="frame", file=sys.stderr, mininterval=0.5)
+
+    def advance(packet: Packet) -> None:
+        bar.update()
+        outputs.write(packet)
+
+    with bar, outputs.opened(), first_signal_ends_the_stream(is_stream) as stop:
         return run_flow(
             request.source,
             request.folder,
@@ -188,7 +261,10 @@ def _run_one(
             extractor=extractors.get(),
             overwrite=overwrite,
             resume=resume,
-            on_packet=lambda packet: bar.update(),
+            on_packet=advance,
+            on_start=outputs.start,
+            on_notice=notice,
+            stop=stop,
         )
 
 
@@ -203,6 +279,8 @@ def print_result(console: Console, result: RunResult) -> None:
     resumed = f", after {result.resumed_at} of an earlier run" if result.resumed_at else ""
     title = f"{name}: {frames} frames in {result.seconds:.1f} s ({rate:.1f} fps){resumed}"
     console.print(summary_table(title, result.statistics, result.bottleneck))
+    if (line := stream_line(result.reports.get("decode", {}))) is not None:
+        console.print(line, markup=False, highlight=False)
     for line in result.warnings:
         console.print(f"warning: {line}", markup=False, highlight=False)
     for path in result.paths:

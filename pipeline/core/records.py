@@ -62,6 +62,7 @@ class VideoInfo:
         start_pts: Presentation time of frame 0 in units of ``time_base``, as stored in the file.
         stream_index: Which stream of the file is read.
         color: How the video encodes color; None for images.
+        address: Of a stream, where it comes from, without user and password; empty for files and folders.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class VideoInfo:
     start_pts: int = 0
     stream_index: int = 0
     color: Color | None = None
+    address: str = ""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -85,6 +87,11 @@ class VideoInfo:
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.height, self.width
+
+    @property
+    def shown(self) -> str:
+        """The path, or a stream's address, for messages."""
+        return self.address or str(self.path)
 
 
 @dataclass(frozen=True, slots=True)

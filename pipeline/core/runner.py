@@ -228,7 +228,7 @@ class Pipeline:
         mark.visit(running.statistics.name, running.stage)
         running.statistics.output_wait_seconds += running.queue.put(mark)
 
-    def _waited(self, seconds: float) -> None:
+    def waited(self, seconds: float) -> None:
         """Book a wait for input to the stage of the calling thread."""
         running = self._running()
         if running is not None:
@@ -304,7 +304,7 @@ class _BoundedQueue(Generic[T]):
                 started = time.perf_counter()
                 while not self._ready():
                     self._not_empty.wait()
-                self._pipeline._waited(time.perf_counter() - started)
+                self._pipeline.waited(time.perf_counter() - started)
             if self._pipeline.stopped:
                 raise PipelineStopped
             if not self._items:

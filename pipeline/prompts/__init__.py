@@ -3,7 +3,7 @@
 from pipeline.prompts.features import describe_frame, prompt_extractor
 from pipeline.prompts.prompt import Box, Point, Prompt, parse_box, parse_point
 from pipeline.prompts.segmentation import FrameSegmenter, mask_from_prompts
-from pipeline.prompts.video import masks_from_prompts
+from pipeline.prompts.video import masks_from_prompts, masks_on_frame
 
 __all__ = [
     "Box",
@@ -13,6 +13,7 @@ __all__ = [
     "describe_frame",
     "mask_from_prompts",
     "masks_from_prompts",
+    "masks_on_frame",
     "parse_box",
     "parse_point",
     "prompt_extractor",

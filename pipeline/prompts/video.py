@@ -42,6 +42,19 @@ def masks_from_prompts(
     return masks
 
 
+def masks_on_frame(frame: Frame, prompts: Sequence[Prompt], extractor: Extractor) -> dict[int, IndexMask]:
+    """The same for prompts on the first frame of a stream.
+
+    Raises:
+        InputError: A prompt for a later time, or prompts from which no mask can be made.
+    """
+    if any(prompt.at_seconds for prompt in prompts):
+        raise InputError("points and boxes on a stream belong to its first frame; leave --at out")
+    segmenter = FrameSegmenter(describe_frame(frame, prompt_extractor(extractor)))
+    extractor.reset()
+    return {frame.index: segmenter.index_mask(prompts)}
+
+
 def _by_frame(
     source: Path, config: DecodeConfig, prompts: Sequence[Prompt]
 ) -> dict[int, tuple[Frame, list[Prompt]]]:

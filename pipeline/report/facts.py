@@ -10,6 +10,7 @@ from pipeline.formats.run_folder import RunFolder
 from pipeline.report.charts import swatch
 from pipeline.report.markup import Markup, color_or, element, section, table, text
 from pipeline.report.strips import Clock
+from pipeline.run_record import stream_line
 
 _MAX_LINES = 50
 
@@ -48,6 +49,9 @@ def problems(run: RunFolder) -> Markup:
     lines += [_gap_line(gap) for gap in gaps[:_MAX_LINES]]
     if num_gaps > _MAX_LINES:
         lines.append(f"{num_gaps} gaps in all")
+    if (line := stream_line(decode)) is not None:
+        lines.append(line)
+    lines += [_outage_line(outage) for outage in decode.get("outages") or () if isinstance(outage, Mapping)]
     lines += [f"warning: {line}" for line in (record.get("warnings") or ())[:_MAX_LINES]]
     if not lines:
         return section("Warnings and gaps", element("p", text("None: every frame was decoded and processed.")))
@@ -59,6 +63,15 @@ def _gap_line(gap: Mapping[str, Any]) -> str:
     start, end = gap.get("start_seconds"), gap.get("end_seconds")
     when = "" if start is None else f" ({_number(start):.2f} s to {'the end' if end is None else f'{end:.2f} s'})"
     return f"gap: {gap.get('frames')} frames missing, from {gap.get('from')} to {gap.get('to')}{when}"
+
+
+def _outage_line(outage: Mapping[str, Any]) -> str:
+    length = outage.get("seconds")
+    lasted = "to the end" if length is None else f"for {_number(length):.1f} s"
+    start = _number(outage.get("start_seconds"))
+    return (
+        f"no connection after frame {outage.get('after_frame')} ({start:.2f} s) {lasted}: {outage.get('reason')}"
+    )
 
 
 def parts(run: RunFolder) -> Markup:

@@ -19,6 +19,7 @@ class CosegmentConfig(StrictModel):
     enabled: bool = True
     mode: Literal["streaming", "two_pass"] = "streaming"
     warmup_frames: int = Field(16, ge=1, le=256)
+    hold_back: bool = True
     foreground: ForegroundMethod = "discriminant"
     cues: Cues = "both"
     num_parts: int | None = Field(3, ge=1, le=64)

@@ -54,7 +54,9 @@ class Cosegmenter:
 
     Invariant: a part number, once assigned, means the same part for the rest of the video, across refits. While
     streaming at most ``warmup_frames`` packets are held back, at the start and after each cut, and the descriptors
-    of as many frames are remembered. One object is used for one video; call :meth:`reset` before the next.
+    of as many frames are remembered. With ``hold_back: false`` none is held back: a shot's parts are fitted on its
+    first frame, and again when there are ``warmup_frames`` of it. One object is used for one video; call
+    :meth:`reset` before the next.
 
     With ``mode: two_pass`` the video is read twice: :meth:`survey` looks at every packet, :meth:`finish_survey`
     fits one codebook on an even sample of them, and the call labels the packets of the second reading one by one.
@@ -98,6 +100,7 @@ class Cosegmenter:
         self._recent: deque[Observation] = deque(maxlen=config.warmup_frames)
         self._still: StillRegion | None = None
         self._misfits = 0
+        self._fitted_on = 0
         self._fits: list[dict[str, Any]] = []
         self._num_fits = 0
         self._statistics = PartStatistics()
@@ -118,6 +121,7 @@ class Cosegmenter:
             "recent": [seen.state() for seen in self._recent],
             "still": None if self._still is None else self._still.state(),
             "misfits": self._misfits,
+            "fitted_on": self._fitted_on,
             "fits": [dict(fit) for fit in self._fits],
             "num_fits": self._num_fits,
             "parts": self._statistics.entries(),
@@ -139,6 +143,7 @@ class Cosegmenter:
         self._recent.extend(Observation(**seen) for seen in state["recent"])
         self._still = None if state["still"] is None else StillRegion.from_state(state["still"])
         self._misfits = state["misfits"]
+        self._fitted_on = state["fitted_on"]
         self._fits = [dict(fit) for fit in state["fits"]]
         self._num_fits = state["num_fits"]
         self._statistics.restore(state["parts"])
@@ -200,11 +205,12 @@ class Cosegmenter:
             yield self._labeled(packet, self._shots.observe(packet))
 
     def _streaming(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+        held_back = self.config.warmup_frames if self.config.hold_back else 1
         for packet in packets:
             self.current_index = packet.index
             seen, is_cut = self._shots.observe_and_compare(packet)
             # A shot of a few frames (a flash, a jump) is too short to fit parts on; it joins the next one.
-            is_flash = 0 < len(self._waiting) < _MIN_SHOT * self.config.warmup_frames
+            is_flash = 0 < len(self._waiting) < _MIN_SHOT * held_back
             if is_cut and not is_flash:
                 yield from self._start_shot()
                 self._reason, self._codebook = "cut", None
@@ -214,7 +220,7 @@ class Cosegmenter:
                 yield self._follow(packet, seen)
                 continue
             self._waiting.append(packet)
-            if len(self._waiting) >= self.config.warmup_frames:
+            if len(self._waiting) >= held_back:
                 yield from self._start_shot()
         yield from self._start_shot()
 
@@ -238,6 +244,8 @@ class Cosegmenter:
         self._misfits = self._misfits + 1 if misfit else 0
         if self._misfits >= self.config.break_frames:
             self._fit(list(self._recent), packet.index, "change", features_of(packet).grid)
+        elif not self.config.hold_back and self._fitted_on < len(self._recent) == self.config.warmup_frames:
+            self._fit(list(self._recent), packet.index, "warm", features_of(packet).grid)
         background = None if self._still is None else self._still.follow(seen.flow, seen.motion_px)
         labeled = self._labeled(packet, seen, background)
         self._codebook = self._codebook.updated(
@@ -268,7 +276,8 @@ class Cosegmenter:
 
     def _fit(self, window: list[Observation], index: int, reason: str, grid: PatchGrid) -> None:
         self._codebook = fit_codebook(window, self._options)
-        if reason in ("start", "cut"):
+        self._fitted_on = max(len(window), 0 if reason in ("start", "cut") else self._fitted_on)
+        if reason in ("start", "cut", "warm"):
             self._drop_still_cells(window, grid)
         codebook = self._codebook
         rows = foreground_rows(codebook, window)

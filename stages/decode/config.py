@@ -12,6 +12,19 @@ MAX_SECONDS = 10_000_000.0
 """Latest start of a range, 115 days: arithmetic on it stays exact."""
 
 
+class LiveConfig(StrictModel):
+    """How streams are read; ``enabled`` prefers the newest frame to every frame."""
+
+    enabled: bool = False
+    max_latency_seconds: float = Field(1.0, gt=0, le=3600)
+    reconnect: int = Field(10, ge=0, le=1_000_000)
+    open_timeout_seconds: float = Field(10.0, gt=0, le=15)
+    stall_seconds: float = Field(10.0, gt=0, le=15)
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    format: str | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+
+
 class DecodeConfig(StrictModel):
     """Which part of the input is read, and how; ``configs/default.yaml`` explains each field."""
 
@@ -22,6 +35,7 @@ class DecodeConfig(StrictModel):
     every: int = Field(1, ge=1, le=1_000_000_000)
     on_damage: Literal["continue", "stop"] = "continue"
     image_frame_rate: float = Field(24.0, ge=0.001, le=100_000)
+    live: LiveConfig = LiveConfig()
 
     @model_validator(mode="after")
     def _end_after_start(self) -> DecodeConfig:

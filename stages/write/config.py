@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.core.config import StrictModel
 
@@ -28,3 +28,11 @@ class WriteConfig(StrictModel):
     segment_frames: int = Field(64, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
     checkpoint_frames: int | None = Field(None, ge=1)
+    segment_seconds: float | None = Field(None, gt=0, le=86_400)
+    keep_last_seconds: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _segments_to_keep(self) -> WriteConfig:
+        if self.keep_last_seconds is not None and self.segment_seconds is None:
+            raise ValueError("keep_last_seconds removes segments; set segment_seconds too")
+        return self

@@ -19,6 +19,8 @@ RECORD = "run.json"
 FILE_LIST = "files.sha256"
 REPORT = "report.html"
 CHECKPOINT = "checkpoint"
+SEGMENTS = "segments"
+SEGMENT = "segment.json"
 PRODUCER = "liftstream"
 FINISHED = ("done", "damaged")
 """The statuses of a run that came to its end."""
@@ -44,7 +46,7 @@ def is_finished(folder: Path) -> bool:
     return record is not None and record.get("status") in FINISHED
 
 
-def check_output(folder: Path, source: Path, *, overwrite: bool, resume: bool = False) -> None:
+def check_output(folder: Path, source: Path | None, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse an output folder that a run may not write to. Changes nothing.
 
     Raises:
@@ -59,7 +61,7 @@ def check_output(folder: Path, source: Path, *, overwrite: bool, resume: bool = 
         raise OutputError(f"{folder}: exists already; choose another --output, or add --overwrite or --resume")
     if not is_ours(folder):
         raise OutputError(f"{folder}: not written by liftstream, so it is not replaced; choose another --output")
-    if source.resolve().is_relative_to(folder.resolve()):
+    if source is not None and source.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{source}: this input lies in the folder to be replaced; choose another --output")
 
 
@@ -69,6 +71,8 @@ def clear_output(folder: Path) -> None:
         return
     for path in listed_files(folder):
         path.unlink(missing_ok=True)
+    for segment in _segments(folder):
+        clear_segment(segment)
     clear_partial_files(folder)
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and not checkpoint.is_symlink():
@@ -77,6 +81,23 @@ def clear_output(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for inner in folder.iterdir():
         if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):
+            inner.rmdir()
+
+
+def _segments(folder: Path) -> list[Path]:
+    """The segments of a run on a stream that was killed."""
+    inner = folder / SEGMENTS
+    return sorted(path.parent for path in inner.glob(f"*/{SEGMENT}") if not path.parent.is_symlink())
+
+
+def clear_segment(folder: Path) -> None:
+    """Remove the files of one segment, and the folders that are empty then."""
+    for path in listed_files(folder):
+        path.unlink(missing_ok=True)
+    for name in (FILE_LIST, SEGMENT):
+        (folder / name).unlink(missing_ok=True)
+    for inner in [*(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), folder]:
+        if not any(inner.iterdir()):
             inner.rmdir()
 
 

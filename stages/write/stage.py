@@ -153,17 +153,17 @@ class Writer:
         if not self._begun or self._published:
             return
         self.close()
-        listed = ""
+        lines = ""
         if segments := segment_files(self._video.folder):
             join_segments(segments, self.folder / self.video_name, self._last_duration_seconds)
-            listed += _listed(self.folder, self.video_name)
+            lines += listed(self.folder, self.video_name)
         for name in (TRACKS, OBJECTS):
             if self._tables[name].path.is_file():
                 _copy_whole(self._tables[name].path, self.folder / name)
-                listed += _listed(self.folder, name)
+                lines += listed(self.folder, name)
         masks = self._tables[FILE_LIST].path
         with whole_file(self.folder / FILE_LIST) as partial, partial.open("w", encoding="utf-8") as target:
-            target.write(listed)
+            target.write(lines)
             if masks.is_file():
                 with masks.open(encoding="utf-8") as source:
                     shutil.copyfileobj(source, target)
@@ -172,6 +172,10 @@ class Writer:
     def discard_checkpoint(self) -> None:
         """Remove ``checkpoint``, once the run is finished."""
         shutil.rmtree(self._work, ignore_errors=True)
+
+    def unfinished(self) -> Path:
+        """Where the video lies while the run is unfinished."""
+        return self._video.folder
 
     def paths(self) -> list[Path]:
         """What was written, folders for the files of every frame."""
@@ -236,7 +240,8 @@ class Writer:
             sync_to_disk(segments[-1])
 
 
-def _listed(folder: Path, name: str) -> str:
+def listed(folder: Path, name: str) -> str:
+    """A file's line in the list of files."""
     return f"{sha256_of(folder / name)}  {name}\n"
 
 

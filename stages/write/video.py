@@ -166,13 +166,28 @@ def join_segments(segments: list[Path], output: Path, last_duration_seconds: flo
     Raises:
         OutputError: The video cannot be written.
     """
+    parts = [(path, int(path.stem.split("-")[1])) for path in segments]
+    join_videos(parts, output, max(1, round(last_duration_seconds / TIME_BASE)))
+
+
+def join_videos(parts: list[tuple[Path, int]], output: Path, last_duration: int | None = None) -> None:
+    """Write videos of one encoder's settings after each other as one MP4; nothing is encoded again.
+
+    Args:
+        parts: The videos, and the time at which each begins in units of :data:`TIME_BASE`.
+        output: The video; appears whole or not at all.
+        last_duration: How long the last frame is shown; None keeps its duration.
+
+    Raises:
+        OutputError: The video cannot be written.
+    """
     with (
         whole_file(output) as partial,
         av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as target,
     ):
         stream: Any = None
         waiting: Any = None
-        for packet, pts in _packets(segments):
+        for packet, pts in _packets(parts):
             if stream is None:
                 stream = target.add_stream_from_template(packet.stream)
                 stream.time_base = TIME_BASE
@@ -184,14 +199,13 @@ def join_segments(segments: list[Path], output: Path, last_duration_seconds: flo
                 target.mux(waiting)
             waiting = packet
         if waiting is not None:
-            waiting.duration = max(1, round(last_duration_seconds / TIME_BASE))
+            waiting.duration = last_duration or waiting.duration
             target.mux(waiting)
 
 
-def _packets(segments: list[Path]) -> Iterator[tuple[Any, int]]:
-    """Every packet of the segments with its presentation time in :data:`TIME_BASE` units of the whole video."""
-    for path in segments:
-        start = int(path.stem.split("-")[1])
+def _packets(parts: list[tuple[Path, int]]) -> Iterator[tuple[Any, int]]:
+    """Every packet of the videos with its presentation time in :data:`TIME_BASE` units of the whole video."""
+    for path, start in parts:
         try:
             with av.open(str(path)) as source:
                 stream = source.streams.video[0]
