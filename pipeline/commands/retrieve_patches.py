@@ -43,9 +43,7 @@ def retrieve_patches(
     tiles: Annotated[str, typer.Option(help="whole, or ROWSxCOLUMNS of tiles.")] = "whole",
     short_side: Annotated[int, typer.Option(min=1, help="Short side of whole images at the model, pixels.")] = 448,
     tile_side: Annotated[int, typer.Option(min=1, help="Side of tiles at the model, pixels.")] = 224,
-    shift: Annotated[
-        str, typer.Option(help="Shifts, pixels at the model to the right and down.")
-    ] = "1,2,4,7,10,14",
+    shift: Annotated[str, typer.Option(help="Shifts right and down, pixels at the model.")] = "1,2,4,7,10,14",
     rotate: Annotated[str, typer.Option(help="Rotations, degrees.")] = "2,5,10,20,45,90,180",
     scale: Annotated[str, typer.Option(help="Scales.")] = "0.5,0.7,0.85,1.2,1.5,2",
     blur: Annotated[str, typer.Option(help="Blurs, standard deviations in pixels.")] = "1,2,4,8",

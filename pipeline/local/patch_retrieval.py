@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -262,7 +263,7 @@ class PatchRetrieval:
         found = {}
         for feature in self.describer.features:
             ends = np.cumsum([0, *(len(r) for r in rows[feature])]).tolist()
-            ranges = tuple(range(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
+            ranges = tuple(range(a, b) for a, b in pairwise(ends))
             every = np.concatenate(labels[feature])
             if not self._is_object(every).any():
                 raise LabelFileError("no patch of any image is an object; use a larger --short-side or other data")
@@ -271,7 +272,7 @@ class PatchRetrieval:
 
     def _is_object(self, labels: IntArray) -> npt.NDArray[np.bool_]:
         is_background = np.array([c.is_background for c in self.data.classes])
-        return (labels >= 0) & ~is_background[labels]
+        return np.asarray((labels >= 0) & ~is_background[labels], bool)
 
     def _queries(self, image: LabeledImage, change: Change) -> dict[FeatureName, Queries]:
         pixels, truth = image.load()

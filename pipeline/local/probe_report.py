@@ -125,21 +125,31 @@ def score_table(run: ProbeRun) -> Table:
     return table
 
 
-def class_table(run: ProbeRun, classes: Sequence[LabelClass], most: int = 40) -> Table:
-    """IoU of every class on unchanged images, the best head of every feature."""
-    features = _features(run)
-    table = Table(title=f"{run.name}: IoU by class, best head", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("class", no_wrap=True)
-    scores, columns = _scores(run, "mean_iou"), []
-    for feature in features:
+def class_table(run: ProbeRun, classes: Sequence[LabelClass]) -> Table:
+    """IoU of every class on unchanged images, for the best head of every feature."""
+    scores = _scores(run, "mean_iou")
+    columns: dict[str, dict[str, float | None]] = {}
+    for feature in _features(run):
         clean = [key for key in scores if key.feature == feature and key.change == CLEAN]
         best = max(clean, key=lambda key: np.nan_to_num(scores[key], nan=-1.0))
-        table.add_column(f"{feature}\n{HEAD_NAMES[best.head]}", justify="right")
-        columns.append(summary(run.result.confusions[best], classes)["iou_by_class"])
-    for one in classes[:most]:
-        values = [column[one.name] for column in columns]
-        table.add_row(one.name, *("-" if v is None else f"{v:.3f}" for v in values))
+        name = f"{feature}, {HEAD_NAMES[best.head]}" + (f", -{best.removed}" if best.removed else "")
+        columns[name] = summary(run.result.confusions[best], classes)["iou_by_class"]
+    table = Table(title=f"{run.name}: IoU by class, best head", title_justify="left", box=SIMPLE_HEAD)
+    by_class = len(columns) < len(classes)
+    table.add_column("class" if by_class else "features", no_wrap=True)
+    for name in columns if by_class else [one.name for one in classes]:
+        table.add_column(name, justify="right")
+    if by_class:
+        for one in classes:
+            table.add_row(one.name, *(_shown(column[one.name]) for column in columns.values()))
+    else:
+        for name, column in columns.items():
+            table.add_row(name, *(_shown(column[one.name]) for one in classes))
     return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def robustness_table(run: ProbeRun) -> Table | None:
