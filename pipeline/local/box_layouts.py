@@ -243,7 +243,7 @@ def _outline(entry: Mapping[str, Any], where: str) -> Fill:
         if isinstance(outline, Mapping):
             size, counts = [int(v) for v in outline["size"]], outline["counts"]
             runs = counts if isinstance(counts, str) else [int(c) for c in counts]
-            return partial(_decode, runs, (size[0], size[1]))
+            return partial(_decode, runs, (size[0], size[1]), where)
         if outline:
             return partial(_fill, [np.array(polygon, np.float32).reshape(-1, 2) for polygon in outline])
         left, top, width, height = (float(v) for v in entry["bbox"])
@@ -253,12 +253,15 @@ def _outline(entry: Mapping[str, Any], where: str) -> Fill:
     return partial(_fill, [np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)])
 
 
-def _decode(counts: str | list[int], size_hw: tuple[int, int], image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def _decode(
+    counts: str | list[int], size_hw: tuple[int, int], where: str, image_hw: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
     if size_hw != image_hw:
-        raise LabelFileError(f"a run-length mask of {size_hw} lies on an image of {image_hw} px (h, w)")
-    if isinstance(counts, str):
-        return decode_mask(counts, size_hw)
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    if len(values) != size_hw[0] * size_hw[1]:
-        raise LabelFileError(f"a run-length mask covers {len(values)} pixels of {size_hw[0]} x {size_hw[1]}")
-    return values.reshape(size_hw, order="F")
+        raise LabelFileError(f"{where}: its mask is of {size_hw}, its image of {image_hw} pixels (height, width)")
+    try:
+        if isinstance(counts, str):
+            return decode_mask(counts, size_hw)
+        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return values.reshape(size_hw, order="F")
+    except ValueError as error:
+        raise LabelFileError(f"{where}: its run lengths do not fill its mask ({error})") from error

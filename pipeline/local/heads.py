@@ -3,8 +3,8 @@
 Source: Analyzing Local Representations of Self-supervised Vision Transformers (2024), few-shot patch
 classification: 1-NN and linear probes on frozen features. What the paper leaves open, and what is done here: the
 distance is Euclidean; the linear layer is trained with AdamW (learning rate 1e-2, falling to zero along a cosine,
-no weight decay) in batches of 1024, for 20 passes over the patches and at least 1000 steps; batch normalization
-has no parameters of its own, as in MAE's linear probing (He et al. 2021, appendix A.1).
+no weight decay) in batches of 256, for 10 passes over the patches and at least 1000 steps; batch normalization has
+no parameters of its own, as in MAE's linear probing (He et al. 2021, appendix A.1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Metric = Literal["euclidean", "cosine"]
 HeadKind = Literal["knn", "linear", "linear_bn"]
 HEAD_KINDS: Final[tuple[HeadKind, ...]] = ("knn", "linear", "linear_bn")
 
-_EPOCHS, _MIN_STEPS, _BATCH, _LEARNING_RATE = 20, 1000, 1024, 1e-2
+_EPOCHS, _MIN_STEPS, _BATCH, _LEARNING_RATE = 10, 1000, 256, 1e-2
 
 
 class Head(Protocol):
