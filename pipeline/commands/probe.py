@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def probe(
     blur: Annotated[str, typer.Option(help="Blur test images: standard deviations in pixels.")] = "",
     noise: Annotated[str, typer.Option(help="Noise on test images: standard deviations of 1.")] = "",
     bands: Annotated[str, typer.Option(help="Noise of frequency bands: their middles, Nyquist is 1.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the draws and the linear heads.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an existing folder.")] = False,
 ) -> None:
@@ -80,7 +81,7 @@ def probe(
         *photometric_changes("noise", "--noise", noise),
         *photometric_changes("band", "--bands", bands),
     )
-    settings = ProbeSettings(_heads(heads), k, metric, _removed(remove), changes, seed)
+    settings = ProbeSettings(_heads(heads), k, metric, _removed(remove), changes)
     names = [parse_backbone(text) for text in backbone or ["dinov2_vits14"]]
     features = list(dict.fromkeys(parse_feature(text) for text in feature or ["token@-1:norm"]))
     tilings = parse_tilings(tiles, short_side=short_side, tile_side=tile_side)
@@ -91,16 +92,15 @@ def probe(
         pools[1].spread(None, every, test_images),
     )
     drawn = make_trials(*pools, train_groups, trials, seed)
+    describers = [Describer(name, features, tilings[0], device) for name in names]
+    probes = [Probe(one.tiled(tiling), drawn, settings) for one in describers for tiling in tilings]
     claim_folder(output, overwrite=overwrite)
     runs = []
-    total = Probe.count_images(drawn, settings) * len(names) * len(tilings)
+    total = Probe.count_images(drawn, settings) * len(probes)
     with tqdm(total=total, desc="probe", unit="image", file=sys.stderr, mininterval=0.5) as progress:
-        for name in names:
-            for tiling in tilings:
-                progress.set_postfix_str(f"{name.name}, {tiling}")
-                describer = Describer(name, features, tiling, device)
-                result = Probe(describer, drawn, settings, progress.update).run()
-                runs.append(ProbeRun(name.name, str(tiling), result))
+        for (name, tiling), one in zip(product(names, tilings), probes, strict=True):
+            progress.set_postfix_str(f"{name.name}, {tiling}")
+            runs.append(ProbeRun(name.name, str(tiling), one.run(progress.update)))
     _report(output, runs, whole, drawn, settings, tilings)
 
 
@@ -153,7 +153,6 @@ def _report(
             "removed": settings.removed,
             "changes": [str(change) for change in settings.changes],
             "tilings": [str(tiling) for tiling in tilings],
-            "seed": settings.seed,
         },
         "runs": to_json(runs, data.classes),
     }

@@ -74,15 +74,16 @@ def retrieve_patches(
     chosen = (chosen.of_split(split) if split is not None else chosen).spread(per_group, every, limit)
     if len(chosen.images) < 2:
         raise ConfigError("retrieval needs at least two images, because the query's own is left out")
+    describers = [Describer(name, features, tilings[0], device) for name in names]
+    for one in describers:
+        if remove >= one.channels:
+            raise ConfigError(f"--remove {remove}: {one.backbone.name} has features of {one.channels} channels")
     claim_folder(output, overwrite=overwrite)
     console, runs = Console(), []
     total = len(chosen.images) * (1 + len(changes)) * len(names)
     with tqdm(total=total, desc="retrieval", unit="image", file=sys.stderr, mininterval=0.5) as progress:
-        for name in names:
-            progress.set_postfix_str(name.name)
-            describer = Describer(name, features, tilings[0], device)
-            if remove >= describer.channels:
-                raise ConfigError(f"--remove {remove}: {name.name} has features of {describer.channels} channels")
+        for describer in describers:
+            progress.set_postfix_str(describer.backbone.name)
             runs.append(PatchRetrieval(describer, chosen, changes, (remove,), metric, progress.update).run())
     content: dict[str, Any] = {
         "images": len(chosen.images), "classes": [c.name for c in chosen.classes], "tiling": str(tilings[0]),
@@ -91,8 +92,8 @@ def retrieve_patches(
     }  # fmt: skip
     write_json_whole(output / "retrieval.json", content)
     for number, (name, counts) in enumerate(zip(names, runs, strict=True), start=1):
-        for one in features:
-            console.print(retrieval_table(name.name, counts, str(one), remove))
+        for wanted in features:
+            console.print(retrieval_table(name.name, counts, str(wanted), remove))
         picture = output / f"retrieval_{number}_{name.name}.png"
         draw_retrieval(picture, f"{name.name}, patches found again", counts, [str(f) for f in features], remove)
     console.print("in parentheses: upper bounds below 1; others: the query's own image left out", style="dim")

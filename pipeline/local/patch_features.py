@@ -7,6 +7,7 @@ together again.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,12 @@ class Describer:
         self._plain = image_extractor(options, origin="features")
         self._lifted = {facet: self._with_lift(facet, lift) for facet, lift in lifted.items()}
         self._facets = plain
+
+    def tiled(self, tiling: Tiling) -> Describer:
+        """The same models with another tiling."""
+        other = copy.copy(self)
+        other.tiling = tiling
+        return other
 
     def _with_lift(self, facet: str, lift: str) -> Extractor:
         require_lift(lift, self._plain.backbone, parse_facet(facet))

@@ -52,7 +52,6 @@ class ProbeSettings:
         metric: Distance of k-NN.
         removed: Numbers of high-variance channels that are left out, 0 included if wanted.
         changes: Perturbations of the test images, beside the clean ones.
-        seed: Of the linear heads.
     """
 
     heads: tuple[HeadKind, ...] = ("knn", "linear", "linear_bn")
@@ -60,7 +59,6 @@ class ProbeSettings:
     metric: Metric = "euclidean"
     removed: tuple[int, ...] = (0,)
     changes: tuple[Photometric, ...] = ()
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +154,19 @@ class _Fitted:
 class Probe:
     """Fits and scores every head on one backbone and tiling."""
 
-    def __init__(
-        self,
-        describer: Describer,
-        trials: Sequence[Trial],
-        settings: ProbeSettings,
-        on_image: Callable[[], object] = lambda: None,
-    ) -> None:
+    def __init__(self, describer: Describer, trials: Sequence[Trial], settings: ProbeSettings) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             describer: Gives the features.
             trials: At least one.
             settings: What is measured.
-            on_image: Called after every image that was described.
+
+        Raises:
+            ConfigError: More channels to remove than there are.
         """
-        self._describer, self._trials, self._settings, self._on_image = describer, trials, settings, on_image
+        self._describer, self._trials, self._settings = describer, trials, settings
+        self._on_image: Callable[[], object] = lambda: None
         self._num_classes = len(trials[0].train.classes)
         self._tested = [{image.name for image in trial.test.images} for trial in trials]
         most = max(settings.removed)
@@ -187,12 +182,16 @@ class Probe:
         test = {image.name for trial in trials for image in trial.test.images}
         return len(train) + len(test) * (1 + len(settings.changes))
 
-    def run(self) -> ProbeResult:
+    def run(self, on_image: Callable[[], object] = lambda: None) -> ProbeResult:
         """Fit on the training images, score on the test images.
 
+        Args:
+            on_image: Called after every image that was described.
+
         Raises:
-            InputError: An image or its labels cannot be read; more channels to remove than there are.
+            InputError: An image or its labels cannot be read.
         """
+        self._on_image = on_image
         result = ProbeResult()
         heads = self._fit(result)
         changes: tuple[Photometric | None, ...] = (None, *self._settings.changes)
@@ -240,9 +239,7 @@ class Probe:
             kept = kept_after(variance, removed)
             some = rows if kept is None else np.ascontiguousarray(rows[:, kept])
             for kind in settings.heads:
-                head = fit_head(
-                    kind, some, labels, self._num_classes, k=settings.k, metric=settings.metric, seed=settings.seed
-                )
+                head = fit_head(kind, some, labels, self._num_classes, k=settings.k, metric=settings.metric)
                 yield _Fitted(ProbeKey(str(feature), kind, removed, CLEAN), feature, trial, kept, head)
 
     def _score(self, result: ProbeResult, fitted: _Fitted, described: _Described, change: str) -> None:

@@ -41,7 +41,9 @@ def make_folder(root: Path, groups: int = 3, per_group: int = 2) -> Path:
             name = f"g{group}/{number}"
             save(root / "images" / f"{name}.png", picture(10 * group + number))
             save(root / "masks" / f"{name}.png", halves(0, 1))
-    (root / "classes.json").write_text(json.dumps(["background", {"id": 1, "name": "dots", "supercategory": "ink"}]))
+    (root / "classes.json").write_text(
+        json.dumps(["background", {"id": 1, "name": "dots", "supercategory": "ink"}])
+    )
     return root
 
 
@@ -90,7 +92,7 @@ def make_fair1m(root: Path) -> Path:
 
 
 def make_coco(root: Path, images: int = 2) -> Path:
-    """A cat (polygon) on the left, a dog (box) at the right, a run-length bird in the corner of the first image."""
+    """A cat (polygon) left, a dog (box) right, a run-length bird in the corner of the first image."""
     annotations = []
     for number in range(images):
         save(root / "images" / f"{number}.jpg", picture(number))

@@ -10,11 +10,15 @@ from pipeline.local.heads import HeadKind, KnnHead, LinearHead, Metric, exact_in
 from pipeline.local.probing import channel_variance, kept_after
 
 
-def neighbors_by_hand(rows: FloatArray, labels: IntArray, queries: FloatArray, k: int, metric: Metric) -> list[int]:
+def neighbors_by_hand(
+    rows: FloatArray, labels: IntArray, queries: FloatArray, k: int, metric: Metric
+) -> list[int]:
     found = []
     for query in queries.astype(np.float64):
         if metric == "cosine":
-            distances = [1 - query @ r / np.linalg.norm(query) / np.linalg.norm(r) for r in rows.astype(np.float64)]
+            distances = [
+                1 - query @ r / np.linalg.norm(query) / np.linalg.norm(r) for r in rows.astype(np.float64)
+            ]
         else:
             distances = [float(np.sum((query - r) ** 2)) for r in rows.astype(np.float64)]
         near = [int(labels[n]) for n in sorted(range(len(rows)), key=lambda n: distances[n])[:k]]
@@ -40,10 +44,8 @@ def test_rows_of_an_image_can_be_left_out_of_a_search() -> None:
 
 
 @pytest.mark.parametrize(("batch_norm", "scale"), [(False, 100.0), (True, 1.0)])
-def test_a_linear_head_learns_what_is_linear_also_for_a_rare_class(
-    batch_norm: bool, scale: float
-) -> None:
-    """With one patch in ten of a class and channels of mean zero, too few steps leave the bias behind."""
+def test_a_linear_head_learns_what_is_linear_also_for_a_rare_class(batch_norm: bool, scale: float) -> None:
+    """With one patch in ten of a class and channels of mean zero, a short fit leaves the bias behind."""
     rng = np.random.default_rng(0)
     labels = (rng.random(1500) < 0.1).astype(np.int64)
     rows = scale * (rng.normal(size=(1500, 16)) + 4 * labels[:, None] * rng.normal(size=16)).astype(np.float32)
