@@ -17,15 +17,15 @@ def test_directions_that_differ_are_apart_whatever_their_length() -> None:
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(3, 32)) * 4
     rows = directions[np.repeat(np.arange(3), 30)] + rng.normal(size=(90, 32))
-    rows = np.asarray(rows * rng.uniform(0.1, 10, (90, 1)), np.float32)
+    rows32 = np.asarray(rows * rng.uniform(0.1, 10, (90, 1)), np.float32)
     steps: list[int] = []
     settings = EmbeddingSettings(perplexity=10, steps=50)
-    places = embed(rows, settings, steps.append)
+    places = embed(rows32, settings, steps.append)
     assert sum(steps) == EARLY_STEPS + 50
     groups = places.reshape(3, 30, 2)
     centers, spread = groups.mean(axis=1), groups.std(axis=1).max()
     assert min(np.linalg.norm(centers[a] - centers[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 3 * spread
-    np.testing.assert_array_equal(embed(rows, settings), places)
+    np.testing.assert_array_equal(embed(rows32, settings), places)
 
 
 def test_too_few_descriptors_and_a_missing_library_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
