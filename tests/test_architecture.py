@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.session",),
     ("pipeline.flow",),
     ("pipeline.images", "pipeline.label", "pipeline.batch", "pipeline.preview", "pipeline.detect"),
+    ("pipeline.local",),
     ("pipeline.bench",),
     ("pipeline.commands",),
     ("run_pipeline",),

@@ -84,7 +84,7 @@ def draw_timeline(path: Path, title: str, gt: BoxTable, tracks: BoxTable, num_fr
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("seconds")
     axes.set_ylabel("ground-truth identity")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _runs(found: npt.NDArray[np.int64]) -> list[tuple[int, int, bool]]:
@@ -122,7 +122,7 @@ def draw_gaps(path: Path, title: str, curves: Mapping[str, Mapping[int, GapCount
         )
         above.set_xlabel("seconds", fontsize=8)
     panels[0].legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_gaps(path: Path, curves: Mapping[str, Mapping[int, GapCounts]], seconds: float) -> None:
@@ -139,7 +139,8 @@ def write_gaps(path: Path, curves: Mapping[str, Mapping[int, GapCounts]], second
     write_text_whole(path, text.getvalue())
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     write_bytes_whole(path, buffer.getvalue())
