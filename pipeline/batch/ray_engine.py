@@ -92,7 +92,6 @@ def connect(address: str | None, timeout_seconds: float = ADDRESS_SECONDS) -> No
 
 def _reach(address: str, timeout_seconds: float) -> None:
     deadline = time.monotonic() + timeout_seconds
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what is wrong is said in one line below
     _knock(address, min(5.0, timeout_seconds))
     failed: list[BaseException] = []
 

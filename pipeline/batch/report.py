@@ -188,7 +188,6 @@ class Display:
 
     def updater(self, driver: Driver) -> Callable[[], None]:
         """A function that shows how far the driver's workers are."""
-
         shown_warnings = 0
 
         def update() -> None:

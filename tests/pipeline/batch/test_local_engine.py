@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from tests.conftest import REPOSITORY
 from tests.pipeline.batch.clips import (
     DAMAGED,
     GOOD,
-    SETTINGS,
     TEXT,
+    command,
     hashes,
     holders,
     kill,
@@ -79,12 +78,6 @@ def test_a_worker_killed_at_random_moments_and_a_video_that_kills_its_worker(tmp
     assert sorted(outcome.status for outcome in report.outcomes) == ["done", "skipped", "skipped"]
     assert hashes(out) == wanted
     assert report.exit_code == 0
-
-
-def command(folder: Path, out: Path, *more: str) -> list[str]:
-    given = [f"--set={setting}" for setting in SETTINGS]
-    program = [sys.executable, "run_pipeline.py", "batch", str(folder), "--output", str(out)]
-    return [*program, "--workers", "1", "--cpus-per-worker", "1", *given, *more]
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
