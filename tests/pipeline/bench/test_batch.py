@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import run_pipeline
-from pipeline.bench.batch_scale import Costs, forecast, simulate
+from pipeline.batch.batch import BatchOptions
+from pipeline.bench.batch_scale import Costs, SimulatedEngine, forecast, simulate
 from tests.videos import pattern, write_video
 
 OFF = [f"--set={stage}.enabled=false" for stage in ("extract", "cosegment", "propagate", "track", "annotate")]
@@ -15,7 +16,7 @@ OFF = [f"--set={stage}.enabled=false" for stage in ("extract", "cosegment", "pro
 def test_the_slowest_of_workers_driver_and_storage_limits_a_batch() -> None:
     costs = Costs(10.0, 0.001, 0.0, 0.2, 5, 0.0, 0.0)
     assert forecast(costs, 1000, 10).seconds == 1000
-    assert [forecast(costs, 1000, workers).limit for workers in (1, 49, 51, 1000)] == [
+    assert [forecast(costs, 1000, workers).limit for workers in (1, 45, 60, 1000)] == [
         "workers", "workers", "storage", "storage",
     ]  # fmt: skip
     assert forecast(Costs(1.0, 0.5, 0.0, 0.2, 5, 0.0, 0.0), 1000, 1000).limit == "driver"
@@ -33,7 +34,14 @@ def test_the_simulated_batch_is_a_whole_one(tmp_path: Path) -> None:
     assert memory_bytes >= 0
 
 
-def test_the_commands_write_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_write_their_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulated(options: BatchOptions) -> SimulatedEngine:
+        Path(options.output).mkdir()
+        return SimulatedEngine(options.workers or 1)
+
+    monkeypatch.setattr("pipeline.bench.batch.make_engine", simulated)
     video = write_video(tmp_path / "v.mp4", (pattern(i, height=48, width=64) for i in range(3)))
     arguments = ["bench", "batch", "--source", str(video), "--output", str(tmp_path / "n.json"), *OFF]
     assert run_pipeline.main([*arguments, "--scale", "--simulated", "200", "--video-seconds", "60"]) == 0
