@@ -172,6 +172,7 @@ class Display:
     """
 
     def __init__(self, total: int) -> None:
+        self._total = total
         self._bar = tqdm(total=total, unit="video", file=sys.stderr, mininterval=0.5, dynamic_ncols=True)
 
     def __enter__(self) -> Display:
@@ -199,8 +200,8 @@ class Display:
             now = time.monotonic()
             shown = ", ".join(f"{r.job.name[:30]} {r.frames} frames in {now - r.since:.0f} s" for r in slowest)
             idle = "waiting for another batch" if driver.waits_for_others else "waiting for a worker"
-            state = f"slowest: {shown}" if shown else idle
-            self._bar.set_postfix_str(f"{driver.frames} frames; {state}", refresh=False)
+            state = f"; slowest: {shown}" if shown else f"; {idle}" if self._bar.n < self._total else ""
+            self._bar.set_postfix_str(f"{driver.frames} frames{state}", refresh=False)
             self._bar.refresh() if now % 1 < 0.5 else None
 
         return update
