@@ -236,6 +236,7 @@ def test_an_address_that_does_not_answer_is_told_within_20_seconds(monkeypatch: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="needs pip install 'ray[default]'")
 def test_a_job_that_is_submitted_to_a_cluster_uses_that_cluster(
     clips: Path, expected: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -250,10 +251,18 @@ def test_a_job_that_is_submitted_to_a_cluster_uses_that_cluster(
         batch = ["python", *command(clips, tmp_path / "out", "--engine", "ray")[1:]]
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
         submit += ["--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--", *batch]
-        ended = subprocess.run(submit, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+        printed = "No available agent"
+        for _ in range(10):  # the agent that starts jobs comes up after the cluster
+            if "No available agent" not in printed:
+                break
+            ended = subprocess.run(
+                submit, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+            )
+            printed = ended.stdout + ended.stderr
+            time.sleep(1)
     finally:
         cluster.shutdown()
-    assert "exit code 1" in ended.stdout + ended.stderr  # one clip is damaged, one is no video
+    assert "exit code 1" in printed  # one clip is damaged, one is no video
     table = json.loads((tmp_path / "out" / "batch.json").read_text())
     assert (table["engine"], table["counts"]["done"], table["counts"]["put_aside"]) == ("ray", len(GOOD), 1)
     assert hashes(tmp_path / "out") == expected
