@@ -245,6 +245,14 @@ def _cosegmenter(config: FlowConfig) -> Cosegmenter:
 
 
 def _propagator(config: FlowConfig, masks: Masks | None, extractor: Extractor | None) -> Propagator:
-    """On a CPU, features computed in bf16 are compared in bf16 too."""
-    low = extractor is not None and extractor.device.type == "cpu" and extractor.precision == torch.bfloat16
-    return Propagator(config.propagate, masks=masks, search_dtype=torch.bfloat16 if low else torch.float32)
+    dtype = torch.float32 if extractor is None else search_dtype(extractor.device, extractor.precision)
+    return Propagator(config.propagate, masks=masks, search_dtype=dtype)
+
+
+def search_dtype(device: torch.device, precision: torch.dtype) -> torch.dtype:
+    """In which precision propagation compares features: on a CPU, those computed in bf16 are compared in bf16 too.
+
+    >>> search_dtype(torch.device("cpu"), torch.bfloat16), search_dtype(torch.device("cpu"), torch.float32)
+    (torch.bfloat16, torch.float32)
+    """
+    return torch.bfloat16 if device.type == "cpu" and precision == torch.bfloat16 else torch.float32
