@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from pipeline.core.errors import MediaError
 from pipeline.core.resizing import id_areas
 from pipeline.evaluation.davis_metrics import boundary_measure, region_similarity
-from pipeline.formats.davis import DavisSequence
+from pipeline.formats.davis import DavisSequence, year_mask
 from pipeline.formats.mot_folders import find_sequences, open_sequence
 from pipeline.formats.palette import read_indexed_png
 
@@ -68,8 +68,7 @@ class Clip:
 
     def annotation(self, index: int) -> IndexMask:
         """Ids of the objects in a frame, uint8 ``(H, W)``."""
-        values = read_indexed_png(self.masks[index])
-        return ((values > 0) & (values < 255)).astype(np.uint8) if self.single else values
+        return year_mask(read_indexed_png(self.masks[index]), "2016" if self.single else "2017")
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ def test_a_row_scores_what_the_flow_scores(sequence: Clip, tmp_path: Path) -> No
     assert np.load(tmp_path / "square.npy").shape == (5, 384, 5, 7)
     score = score_row(rows[0].config, sequence, tmp_path)["square"]
     got = score.J, score.F
+    assert min(got) > 50
     masks = dict(sequence.given)
     flow = flow.only("propagate")
     measured = []
