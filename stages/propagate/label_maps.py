@@ -219,13 +219,31 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return index_map[picks[0][:, None], picks[1]]
 
 
-def vote_confidence(probs: Tensor) -> tuple[float, ...]:
-    """For each object the mean share of the votes it has in the cells it wins; 0 where it wins none."""
+def expected_iou(probs: Tensor, estimate: Tensor | None = None) -> tuple[float, ...]:
+    """For each object the overlap of the cells it wins with an estimate of where it is.
+
+    Were each cell the object's with its estimate as the probability, this is the expected intersection over the
+    expected union: it falls where cells that it wins are in doubt, and where cells that it does not win may
+    belong to it.
+
+    Args:
+        probs: float32 ``(K + 1, h, w)``, background first: the largest wins.
+        estimate: The same, in [0, 1]; ``probs`` if None. The background is not read.
+
+    Returns:
+        K numbers in [0, 1]; 0 for an object that wins no cell.
+
+    >>> expected_iou(torch.tensor([[[0.25, 0.5, 1.0]], [[0.75, 0.5, 0.0]]]))
+    (0.5,)
+    """
+    estimate = probs if estimate is None else estimate
     winners = probs.argmax(0)
     values = []
     for channel in range(1, probs.shape[0]):
         won = winners == channel
-        values.append(float(probs[channel][won].mean()) if bool(won.any()) else 0.0)
+        count = int(won.sum())
+        inside, total = float(estimate[channel][won].sum()), float(estimate[channel].sum())
+        values.append(inside / (count + total - inside) if count else 0.0)
     return tuple(values)
 
 

@@ -30,16 +30,16 @@ from stages.propagate.label_maps import (
     IndexMask,
     decode_labels,
     encode_mask,
+    expected_iou,
     pack_cells,
     refine_labels,
     unpack_cells,
-    vote_confidence,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
 from stages.propagate.propagation import Window, propagate_labels
-from stages.propagate.target_model import TargetModel, correct_labels
+from stages.propagate.target_model import TargetModel, blend_scores, correct_labels
 
 MAX_WARNINGS = 50
 MAX_LISTED = 8
@@ -186,23 +186,20 @@ class Propagator:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
-        fine = self._correct(descriptors, fine)
+        fine, estimate = self._correct(descriptors, fine)
         mask = self._decode(fine, packet.frame.image, grid)
-        return FrameLabels(fine, mask, vote_confidence(fine))
+        return FrameLabels(fine, mask, expected_iou(fine, estimate))
 
-    def _correct(self, descriptors: Tensor, fine: Tensor) -> Tensor:
-        """The labels after the target model's corrections."""
+    def _correct(self, descriptors: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels after the target model's corrections, and its estimate and theirs in one."""
         settings = self.config.target_model
         if not settings.weight:
-            return fine
+            return fine, fine
         self._model = self._model or TargetModel.fit(self._memory.references)
-        return correct_labels(
-            fine,
-            self._model.scores(descriptors),
-            weight=settings.weight,
-            certainty=settings.certainty,
-            band_cells=settings.band_cells,
-        )
+        scores = self._model.scores(descriptors)
+        weight, certainty = settings.weight, settings.certainty
+        fine = correct_labels(fine, scores, weight=weight, certainty=certainty, band_cells=settings.band_cells)
+        return fine, blend_scores(fine, scores, weight=weight, certainty=certainty)
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""

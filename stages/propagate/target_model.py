@@ -69,7 +69,7 @@ def correct_labels(
     [0.7, 0.3]
     """
     parts = labels.shape[1] // scores.shape[1]
-    scores = F.interpolate(scores[None], scale_factor=parts, mode="bilinear", align_corners=False)[0].clamp(-1, 1)
+    scores = _on_parts(scores, parts)
     share = weight * ((scores.abs() - certainty) / (1 - certainty)).clamp(0, 1)
     objects = labels[1:]
     corrected = objects + share * ((scores > 0).to(labels.dtype) - objects)
@@ -78,6 +78,36 @@ def correct_labels(
     total = objects.sum(0, keepdim=True)
     objects = objects / total.clamp(min=1)
     return torch.cat([(1 - total).clamp(min=0), objects])
+
+
+def blend_scores(labels: Tensor, scores: Tensor, *, weight: float, certainty: float) -> Tensor:
+    """The labels' and the classifier's estimate of where the objects are, for the confidence alone.
+
+    A score s is a probability of (1 + s) / 2. It counts wherever it is certain and the labels see the object,
+    borders included: it is not fed back, so that it cannot blur them.
+
+    Args:
+        labels: float32 ``(K + 1, h s, w s)``, background first, on s x s parts per cell.
+        scores: float32 ``(K, h, w)`` from :meth:`TargetModel.scores`.
+        weight: Share of the classifier, in [0, 1].
+        certainty: Absolute score from which it counts.
+
+    Returns:
+        float32 ``(K + 1, h s, w s)``, in [0, 1]; the background is that of the labels.
+
+    >>> labels, scores = torch.tensor([0.4, 0.6]).view(2, 1, 1), torch.tensor([[[-0.6]]])
+    >>> [round(value, 2) for value in blend_scores(labels, scores, weight=0.5, certainty=0.3).flatten().tolist()]
+    [0.4, 0.4]
+    """
+    scores = _on_parts(scores, labels.shape[1] // scores.shape[1])
+    objects = labels[1:]
+    counts = (scores.abs() > certainty) & (objects > SEEN)  # never where an object has no classifier: NaN
+    return torch.cat([labels[:1], torch.where(counts, torch.lerp(objects, (scores + 1) / 2, weight), objects)])
+
+
+def _on_parts(scores: Tensor, parts: int) -> Tensor:
+    """Scores ``(K, h, w)`` in [-1, 1] on parts of cells."""
+    return F.interpolate(scores[None], scale_factor=parts, mode="bilinear", align_corners=False)[0].clamp(-1, 1)
 
 
 def _near_border(objects: Tensor, radius: int) -> Tensor:

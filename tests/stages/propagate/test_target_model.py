@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.propagate.label_maps import expected_iou
 from stages.propagate.label_memory import Memory
-from stages.propagate.target_model import TargetModel, correct_labels
+from stages.propagate.target_model import TargetModel, blend_scores, correct_labels
 
 
 def reference(labels: Tensor, seed: int = 0, given: frozenset[int] = frozenset({1})) -> Memory:
@@ -78,3 +79,27 @@ def test_the_model_alone_finds_nothing() -> None:
     background = torch.stack([torch.ones(12, 16), torch.zeros(12, 16)])
     scores = torch.ones(1, 12, 16)
     assert torch.equal(correct_labels(background, scores, weight=1.0, certainty=0.0, band_cells=1), background)
+
+
+def test_a_confident_mask_on_what_the_classifier_rejects_loses_confidence() -> None:
+    model = TargetModel.fit([reference(square())])
+    moved = torch.roll(square(), (3, 4), dims=(1, 2))
+    scores = model.scores(reference(moved, seed=1).descriptors)
+
+    def confidence(labels: Tensor) -> float:
+        estimate = blend_scores(labels, scores, weight=0.5, certainty=0.3)
+        assert 0 <= float(estimate.min()) <= float(estimate.max()) <= 1
+        return expected_iou(labels, estimate)[0]
+
+    lost = torch.roll(square(), (5, -4), dims=(1, 2))
+    assert expected_iou(moved) == expected_iou(lost) == (1.0,)
+    assert confidence(moved) > 0.85
+    assert confidence(lost) < confidence(moved) - 0.15
+
+
+def test_an_object_without_classifier_keeps_its_labels_as_estimate() -> None:
+    labels = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(0)).softmax(0)
+    scores = torch.stack([torch.full((6, 8), 0.9), torch.full((6, 8), torch.nan)])
+    blended = blend_scores(labels, scores, weight=0.5, certainty=0.3)
+    torch.testing.assert_close(blended[1], (labels[1] + 0.95) / 2)
+    torch.testing.assert_close(blended[2], labels[2])
