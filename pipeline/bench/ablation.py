@@ -155,16 +155,15 @@ def score_row(config: PropagateConfig, clip: Clip, folder: Path, *, every: int =
             truth = clip.annotation(packet.index)
             confidence = dict(zip(labels.object_ids, labels.confidence, strict=True))
             for number, scorer in scorers.items():
-                if packet.index % every:
-                    scorer.skip(truth)
-                else:
-                    scorer.add(labels.index_mask, truth, confidence[number])
+                scored = packet.index % every == 0
+                scorer.add(labels.index_mask, truth, confidence[number], scored=scored)
         for number in labels.object_ids:
             scorers.setdefault(number, ObjectScorer(number))
-    per_frame = seconds / len(clip.frames)
+    scores = {number: scorer.score(seconds / len(clip.frames)) for number, scorer in scorers.items()}
     return {
-        clip.name if clip.single else f"{clip.name} {number}": scorer.score(per_frame)
-        for number, scorer in scorers.items()
+        clip.name if clip.single else f"{clip.name} {number}": score
+        for number, score in scores.items()
+        if score is not None
     }
 
 

@@ -80,7 +80,7 @@ class Score:
         F: Boundary measure, in percent.
         rank_correlation: Spearman's, of confidence and J over frames; None where one of them never changes.
         seconds: Processor time of propagation per frame of the clip.
-        gone: Scored frames in which the object has been gone for a while.
+        gone: Frames in which the object has been gone for a while.
         gone_confident: Those of them with a confidence of 0.2 or more.
         swaps: How often its mask went over to another object.
     """
@@ -104,23 +104,26 @@ class Score:
 
 
 class ObjectScorer:
-    """Collects the scores of one object, frame by frame, from the one after its mask was given."""
+    """Collects the scores of one object, frame by frame, from the one after its mask was given.
+
+    J and F are those of the scored frames; everything else is counted in all of them.
+    """
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._rows: list[tuple[float, float, float]] = []
+        self._measures: list[tuple[float, float]] = []
+        self._overlaps: list[tuple[float, float]] = []
         self._absent = self._gone = self._gone_confident = self._swaps = 0
         self._astray = False
 
-    def skip(self, truth: IndexMask) -> None:
-        """Count a frame that is not scored."""
-        self._absent = 0 if (truth == self._number).any() else self._absent + 1
-
-    def add(self, labels: IndexMask, truth: IndexMask, confidence: float) -> None:
-        """Score a frame: index masks ``(H, W)`` of the propagation and the annotation."""
+    def add(self, labels: IndexMask, truth: IndexMask, confidence: float, *, scored: bool = True) -> None:
+        """Count a frame: index masks ``(H, W)`` of the propagation and the annotation."""
         ours, wanted = labels == self._number, truth == self._number
-        self.skip(truth)
-        self._rows.append((region_similarity(ours, wanted), boundary_measure(ours, wanted), confidence))
+        overlap = region_similarity(ours, wanted)
+        self._overlaps.append((overlap, confidence))
+        if scored:
+            self._measures.append((overlap, boundary_measure(ours, wanted)))
+        self._absent = 0 if wanted.any() else self._absent + 1
         if self._absent >= GONE_AFTER:
             self._gone += 1
             self._gone_confident += confidence >= GONE_CONFIDENCE
@@ -128,12 +131,14 @@ class ObjectScorer:
         self._swaps += astray and not self._astray
         self._astray = astray
 
-    def score(self, seconds: float) -> Score:
-        """The means over the frames so far; at least one must have been added."""
-        j, f, confidence = np.array(self._rows).T
-        varies = np.ptp(j) > 0 and np.ptp(confidence) > 0
-        rank = float(spearmanr(j, confidence).statistic) if varies else None
-        j, f = 100 * float(j.mean()), 100 * float(f.mean())
+    def score(self, seconds: float) -> Score | None:
+        """The scores so far; None where no frame has been scored."""
+        if not self._measures:
+            return None
+        overlaps, confidence = np.array(self._overlaps).T
+        varies = np.ptp(overlaps) > 0 and np.ptp(confidence) > 0
+        rank = float(spearmanr(overlaps, confidence).statistic) if varies else None
+        j, f = (100 * float(value) for value in np.mean(self._measures, axis=0))
         return Score(j, f, rank, seconds, self._gone, self._gone_confident, self._swaps)
 
 

@@ -117,16 +117,19 @@ def test_scores_of_an_object_that_is_lost_and_goes_over_to_another() -> None:
     scorer.add(stripe(5, 20), stripe(0, 20), 0.7)  # half of it
     scorer.add(stripe(20), stripe(0, 20), 0.1)  # on the other
     score = scorer.score(0.25)
+    assert score is not None
     assert score.J == pytest.approx(100 * (1 + 1 / 3 + 0) / 3)
     assert score.rank_correlation == pytest.approx(1.0)
     assert (score.swaps, score.seconds) == (1, 0.25)
 
     scorer = ObjectScorer(1)
     empty = np.zeros((20, 40), np.uint8)
+    assert scorer.score(0.0) is None
     for index in range(6):
-        scorer.add(empty, empty, 0.3 if index == 5 else 0.0)
-    assert (scorer.score(0).gone, scorer.score(0).gone_confident) == (2, 1)
-    assert scorer.score(0).rank_correlation is None
+        scorer.add(empty, empty, 0.3 if index == 5 else 0.0, scored=index == 0)
+    score = scorer.score(0.0)
+    assert score is not None
+    assert (score.J, score.gone, score.gone_confident, score.rank_correlation) == (100.0, 2, 1, None)
 
 
 def test_ablation_needs_one_data_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
