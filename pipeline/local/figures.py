@@ -93,7 +93,7 @@ FIGURES: Final[dict[str, FigureEntry]] = {
     ),
     "similarity": FigureEntry(
         "Self-similarity",
-        f"Cosine similarity to the descriptor under the cross, from 0 (blue) to 1 (red). {_SURI}.",
+        f"Cosine similarity to the descriptor under the cross, from the smallest of the image (blue) to 1 (red). {_SURI}.",
         draw_similarity,
         _no_lift,
     ),

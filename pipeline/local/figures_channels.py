@@ -49,5 +49,5 @@ def draw_norms(material: Material) -> Drawn:
         rows.append((image.name, [image.image, *heats]))
         norms = [one.norm(dim=0) for one in (before, after)]
         ratios[image.name] = [round(float(one.max() / one.median()), 3) for one in norms]
-    titles = ["image", f"norms of {facet}", "repaired (smoothed)"]
+    titles = ["image", f"norms of {facet}", f"repaired, {repair['smoothed_tokens']} tokens smoothed"]
     return Drawn([Plot("", picture_grid(rows, titles))], {"largest_over_median": ratios, "repair": repair})

@@ -43,10 +43,12 @@ def draw_similarity(material: Material) -> Drawn:
     """Cosine similarity of every cell to the one at the image's center."""
     rows = []
     for image, kinds in zip(material.described, _kinds(material), strict=True):
+        similarities = [self_similarity(one, _CENTER) for one in kinds]
+        low = min(float(one.min()) for one in similarities)  # keys have a common part: cosines begin far above 0
         pictures = [_with_cross(image.image)]
-        for one in kinds:
-            similarity = self_similarity(one, _CENTER).clamp(0, 1)
-            pictures.append(paint_heat(similarity, PatchGrid.covering(image.grid.image_hw, _hw(one)), image.image))
+        for one in similarities:
+            grid = PatchGrid.covering(image.grid.image_hw, _hw(one))
+            pictures.append(paint_heat((one - low) / max(1 - low, 1e-6), grid, image.image, opacity=0.8))
         rows.append((image.name, pictures))
     return Drawn([Plot(material.lift_facet, picture_grid(rows, ["image, point", *_KINDS]))])
 
@@ -59,7 +61,11 @@ def draw_cka(material: Material) -> Drawn:
     found = {scale: material.at_scale(scale, facets) for scale in scales}
     values = cka_matrix([found[scale][name] for scale in scales for name in tokens])
     labels = [f"{layer}" for _ in scales for layer in material.layers]
-    numbers = {"scales_px": scales, "layers": list(material.layers), "cka": np.round(values, 4).tolist()}
+    numbers = {
+        "scales_px": scales,
+        "layers": list(material.layers),
+        "cka": np.round(values.astype(np.float64), 4).tolist(),
+    }
     with_lift = material.has_lift
     figure = Figure(figsize=(11.3 if with_lift else 6.4, 5.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if with_lift else 1, squeeze=False)[0]
@@ -130,10 +136,10 @@ def _draw_bars(axes: Axes, by_kind: dict[str, dict[str, float]], facet: str) -> 
         drawn = axes.bar(places, [values[pair] for pair in pairs], width=0.25, label=kind)
         axes.bar_label(drawn, fmt="%.2f", fontsize=7)
     axes.set_xticks(range(len(pairs)), [f"{pair} px" for pair in pairs])
-    axes.set_ylim(0, 1.08)
+    axes.set_ylim(0, 1.2)
     axes.set_ylabel("CKA between the two scales")
     axes.set_title(f"CKA of {facet} between scales", fontsize=10)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper right", ncols=3)
 
 
 def _scales(material: Material) -> list[int]:
