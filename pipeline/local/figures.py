@@ -93,7 +93,8 @@ FIGURES: Final[dict[str, FigureEntry]] = {
     ),
     "similarity": FigureEntry(
         "Self-similarity",
-        f"Cosine similarity to the descriptor under the cross, from the smallest of the image (blue) to 1 (red). {_SURI}.",
+        "Cosine similarity to the descriptor under the cross, from the image's smallest (blue) to 1 (red). "
+        f"{_SURI}.",
         draw_similarity,
         _no_lift,
     ),
