@@ -81,7 +81,7 @@ FIGURES: Final[dict[str, FigureEntry]] = {
     ),
     "correspondences": FigureEntry(
         "Correspondences",
-        f"Points of two images that are each other's nearest neighbors; every image with the next one. {_AMIR}.",
+        f"Points of two images that are each other's nearest neighbors; images in pairs. {_AMIR}.",
         draw_correspondences,
         _one_image,
     ),

@@ -115,7 +115,7 @@ def draw_parts(material: Material) -> Drawn:
 
 
 def draw_correspondences(material: Material) -> Drawn:
-    """Corresponding points of every image and the next one, with the settings ``match`` has by default."""
+    """Corresponding points of images in pairs, with the settings that ``match`` has by default."""
     name = material.backbone.name
     extractor = material.extractor_with(
         {
