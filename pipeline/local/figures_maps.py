@@ -115,7 +115,7 @@ def draw_parts(material: Material) -> Drawn:
 
 
 def draw_correspondences(material: Material) -> Drawn:
-    """Corresponding points of images in pairs, with the settings that ``match`` has by default."""
+    """Corresponding points of images in pairs, as ``match --no-zoom`` finds them: the paper's method."""
     name = material.backbone.name
     extractor = material.extractor_with(
         {
@@ -127,7 +127,7 @@ def draw_correspondences(material: Material) -> Drawn:
     plots, numbers = [], {}
     for a, b in zip(material.named[::2], material.named[1::2], strict=False):
         matcher = Matcher(extractor, [a, b], threshold=threshold, on_view=lambda _: None)
-        found = matcher.best_pairs(_MATCHES, zoom=name.startswith("dinov2"))
+        found = matcher.best_pairs(_MATCHES, zoom=False)
         picture = draw_matches(a[1], b[1], found.first_xy, found.second_xy)
         plots.append(Plot(f"{a[0]} and {b[0]}", picture_grid([("", [picture])], [""])))
         numbers[f"{a[0]} and {b[0]}"] = {
