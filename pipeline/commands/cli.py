@@ -58,7 +58,7 @@ COMMANDS: dict[str, CommandEntry] = {
             "Find patches again in changed images.",
         ),
         ("tsne", "commands.tsne:tsne", "Descriptors as points in the plane (t-SNE)."),
-        # ("figures", "commands.figures:figures", "The papers' figures from a folder of images, on one page."),
+        ("figures", "commands.figures:figures", "The papers' figures from a folder of images, on one page."),
         ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
         ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.core.colors import id_colors
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_json_whole
 from pipeline.images import image_sets
 from pipeline.images.image_sets import image_extractor
-from pipeline.images.match_images import Matcher
+from pipeline.images.match_images import Matcher, default_facet, draw_matches
 
 
 def match(
@@ -92,43 +89,6 @@ def match(
     if not len(found):
         console.print("no salient pair of best buddies was found; try a lower --threshold")
     console.print(f"{len(found)} matches: {output / 'matches.json'}, {output / 'matches.png'}")
-
-
-def default_facet(backbone: str, lift: str) -> str:
-    """The descriptors that correspond best: ``docs/parts.md`` has what was measured."""
-    if not backbone.startswith("dinov2"):
-        return "key@9"
-    return "token@-3" if lift == "none" else "key@-1"
-
-
-def draw_matches(
-    first: npt.NDArray[np.uint8],
-    second: npt.NDArray[np.uint8],
-    points: npt.NDArray[np.float32],
-    partners: npt.NDArray[np.float32],
-) -> npt.NDArray[np.uint8]:
-    """Both images side by side, matching points in one color with one number.
-
-    Args:
-        first: uint8 ``(H, W, 3)``.
-        second: The same, any size.
-        points: float32 ``(M, 2)`` as (x, y) in the first image.
-        partners: The same in the second.
-    """
-    height = 480
-    colors = id_colors(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
-    sides = []
-    for image, places in ((first, points), (second, partners)):
-        scale = height / image.shape[0]
-        side = cv2.resize(image, (round(image.shape[1] * scale), height), interpolation=cv2.INTER_AREA)
-        for number, place in enumerate(places, start=1):
-            at = (round(float(place[0]) * scale), round(float(place[1]) * scale))
-            cv2.circle(side, at, 9, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(side, at, 7, colors[number].tolist(), -1, cv2.LINE_AA)
-            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (255, 255, 255), 3, cv2.LINE_AA)
-            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        sides.append(side)
-    return np.asarray(np.concatenate(sides, axis=1), np.uint8)
 
 
 def parse_point(text: str, image_hw: tuple[int, ...]) -> tuple[float, float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import torch
 
 from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
+from pipeline.core.colors import id_colors
 from pipeline.images.correspondences import find_correspondences, find_partners
 from pipeline.images.image_sets import DescribedImage, Image, describe
 from pipeline.images.window_matching import (
@@ -143,6 +145,43 @@ class Matcher:
             descriptors_at=lambda xy: normalize_rows(rows[_cells(image, xy)]),
             describe=describe_windows,
         )
+
+
+def default_facet(backbone: str, lift: str) -> str:
+    """The descriptors that correspond best: ``docs/parts.md`` has what was measured."""
+    if not backbone.startswith("dinov2"):
+        return "key@9"
+    return "token@-3" if lift == "none" else "key@-1"
+
+
+def draw_matches(
+    first: Image,
+    second: Image,
+    points: FloatArray,
+    partners: FloatArray,
+) -> Image:
+    """Both images side by side, matching points in one color with one number.
+
+    Args:
+        first: uint8 ``(H, W, 3)``.
+        second: The same, any size.
+        points: float32 ``(M, 2)`` as (x, y) in the first image.
+        partners: The same in the second.
+    """
+    height = 480
+    colors = id_colors(max(1, len(points)), first_hue=0.0, saturation=0.9, value=1.0)
+    sides = []
+    for image, places in ((first, points), (second, partners)):
+        scale = height / image.shape[0]
+        side = cv2.resize(image, (round(image.shape[1] * scale), height), interpolation=cv2.INTER_AREA)
+        for number, place in enumerate(places, start=1):
+            at = (round(float(place[0]) * scale), round(float(place[1]) * scale))
+            cv2.circle(side, at, 9, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(side, at, 7, colors[number].tolist(), -1, cv2.LINE_AA)
+            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (255, 255, 255), 3, cv2.LINE_AA)
+            cv2.putText(side, str(number), (at[0] + 9, at[1] - 6), 0, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        sides.append(side)
+    return np.asarray(np.concatenate(sides, axis=1), np.uint8)
 
 
 def _saliency(described: DescribedImage) -> FloatArray:

@@ -16,6 +16,7 @@ from pipeline.local.labeled_set import Image
 from pipeline.report.markup import Markup, element, embedded_json, text
 
 _JPEG_QUALITY = 80
+_PICTURE_QUALITY = 90
 
 
 def page(title: str, body: Markup, *, script: str = "", data: Any = None) -> str:
@@ -53,9 +54,14 @@ def asset(name: str) -> str:
     return resources.files("pipeline.local").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def png_address(content: bytes) -> str:
-    """A PNG as a ``data:`` address."""
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+def picture_address(content: bytes) -> str:
+    """A PNG as a ``data:`` address: as it is, or as JPEG where that is smaller (photographs)."""
+    buffer = io.BytesIO()
+    with Pillow.open(io.BytesIO(content)) as picture:
+        picture.convert("RGB").save(buffer, format="JPEG", quality=_PICTURE_QUALITY)
+    if len(content) <= buffer.tell():
+        return _address("image/png", content)
+    return _address("image/jpeg", buffer.getvalue())
 
 
 def thumbnail(image: Image, side_px: int = 160) -> str:
@@ -65,4 +71,8 @@ def thumbnail(image: Image, side_px: int = 160) -> str:
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     buffer = io.BytesIO()
     Pillow.fromarray(small).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _address("image/jpeg", buffer.getvalue())
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.core.arrays import FloatArray
 from pipeline.evaluation.track_plots import save_figure
 from pipeline.local.heads import HeadKind
 from pipeline.local.labeled_set import LabelClass
@@ -198,19 +199,28 @@ def draw_variance(path: Path, runs: Sequence[ProbeRun]) -> None:
     figure = Figure(figsize=(11 if len(removed) > 1 else 6, 4.4), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2 if len(removed) > 1 else 1, squeeze=False)[0]
     colors = _colors(runs)
-    for run in runs:
-        for feature, variance in run.result.variances.items():
-            label = feature if len(runs) == 1 else f"{run.name}, {feature}"
-            values = np.sort(variance)[::-1]
-            panels[0].plot(range(1, len(values) + 1), values, color=colors[run.name, feature], label=label)
-    panels[0].set_yscale("log")
-    panels[0].set_xlabel("channels, most variable first")
+    draw_spectra(
+        panels[0],
+        {
+            feature if len(runs) == 1 else f"{run.name}, {feature}": (variance, colors[run.name, feature])
+            for run in runs
+            for feature, variance in run.result.variances.items()
+        },
+    )
     panels[0].set_ylabel("variance over the training patches")
-    panels[0].grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
     if len(removed) > 1:
         _draw_removed(panels[1], runs, removed, colors)
     save_figure(figure, path)
+
+
+def draw_spectra(axes: Axes, spectra: Mapping[str, tuple[FloatArray, Any]]) -> None:
+    """The variances of channels ``(C,)``, largest first, with a color each, by label."""
+    for label, (variance, color) in spectra.items():
+        axes.plot(range(1, len(variance) + 1), np.sort(variance)[::-1], color=color, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("channels, most variable first")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
 
 
 def _draw_removed(
