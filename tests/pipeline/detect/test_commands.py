@@ -136,8 +136,10 @@ def test_run_tracks_what_the_detector_of_a_file_finds(
         "pipeline.detect.feature_maps.load_backbone", lambda name, **_: short_model(name, weights="random")
     )
     video = write_video(tmp_path / "clip.mp4", [load_image(labels.parent / "images" / "1.png")] * 3)
-    sets = (f"extract.backbone={BACKBONE}", "extract.weights=random", "cosegment.enabled=false")
-    sets += ("propagate.enabled=false", "extract.short_side=48")
+    sets = (
+        *(f"extract.backbone={BACKBONE}", "extract.weights=random", "extract.short_side=48"),
+        *("cosegment.enabled=false", "propagate.enabled=false"),
+    )
     options = [part for text in sets for part in ("--set", text)]
     detector = f"pipeline.detect:load_detector:{checkpoint}"
     assert run_pipeline.main(["run", str(video), "-o", str(tmp_path), "--detector", detector, *options]) == 0
