@@ -116,8 +116,7 @@ def _parts_picture(packet: Packet) -> Image:
     picture = tint(views.gray(packet.frame.image), parts.index_mask, PART_COLORS, 0.6)
     outline(picture, parts.index_mask, PART_COLORS, max(1, picture.shape[0] // 360))
     ids = range(1, parts.num_parts + 1)
-    colors = [tuple(int(value) for value in PART_COLORS[number]) for number in ids]
-    view_legend.color_names(picture, colors, [f"part {number}" for number in ids])
+    view_legend.color_names(picture, PART_COLORS[1 : parts.num_parts + 1], [f"part {number}" for number in ids])
     return picture
 
 

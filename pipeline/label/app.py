@@ -80,6 +80,7 @@ def make_app(workbench: Workbench, token: str) -> ASGIApp:
             Route("/save", asked.save, methods=["POST"]),
             Route("/run", asked.start_run, methods=["POST"]),
             Route("/run", asked.progress),
+            Route("/run/stop", asked.stop_run, methods=["POST"]),
             Route("/run/picture", asked.picture),
             Route("/run/video", asked.video),
         ],
@@ -141,7 +142,12 @@ class Answers:
         """How far the run is."""
         now = self._workbench.progress
         values = {"running": now.running, "frames": now.frames, "total": now.total, "error": now.error}
-        return JSONResponse({**values, "video": now.video is not None})
+        return JSONResponse({**values, "stopped": now.stopped, "video": now.video is not None})
+
+    async def stop_run(self, request: Request) -> Response:
+        """Stop the run after the frame in work."""
+        self._workbench.stop_run()
+        return JSONResponse({})
 
     async def picture(self, request: Request) -> Response:
         """The last annotated frame of the run."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.colors import OBJECT_COLORS
-from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import list_images, path_inside
 from pipeline.core.records import Frame, Packet
 from pipeline.flow import FlowConfig, run
@@ -42,6 +42,8 @@ class RunProgress:
         error: What went wrong.
         picture: JPEG of the last annotated frame.
         video: The result, once it is there.
+        stopping: Whether it was told to stop; it then ends after the frame in work.
+        stopped: Whether it ended before the last frame because of that.
     """
 
     running: bool = False
@@ -50,6 +52,8 @@ class RunProgress:
     error: str | None = None
     picture: bytes | None = field(default=None, repr=False)
     video: Path | None = None
+    stopping: bool = False
+    stopped: bool = False
 
 
 class Workbench:
@@ -145,11 +149,17 @@ class Workbench:
         self.progress = RunProgress(running=True, total=total)
         threading.Thread(target=self._run, args=(config, masks, self.progress), daemon=True).start()
 
+    def stop_run(self) -> None:
+        """End the run that is going on, if there is one; the frames that are done are kept."""
+        self.progress.stopping = True
+
     def _run(self, config: FlowConfig, masks: Mapping[int, IndexMask], progress: RunProgress) -> None:
         def on_packet(packet: Packet) -> None:
             progress.frames += 1
             if packet.annotated is not None:
                 progress.picture = _jpeg(packet.annotated)
+            if progress.stopping:
+                raise KeyboardInterrupt  # how a run is ended with its results kept
 
         try:
             with self._computing:
@@ -157,11 +167,13 @@ class Workbench:
                     self.info.path, self._run_folder, config, masks=masks, overwrite=True,
                     extractor=self._extractor, on_packet=on_packet,
                 )  # fmt: skip
-            video = self._run_folder / "annotated.mp4"
-            progress.video = video if video.is_file() else None
         except LiftstreamError as error:
             progress.error = str(error)
+        except RunInterrupted:
+            progress.stopped = True
         finally:
+            video = self._run_folder / "annotated.mp4"
+            progress.video = video if progress.error is None and video.is_file() else None
             progress.running = False
 
     def _segmenter(self, index: int) -> FrameSegmenter:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from stages.extract.views import heat_colors
 
 Image = npt.NDArray[np.uint8]
-Color = tuple[int, int, int]
 
 _SMALLEST_PX = 160
 """Frames with a shorter side have no room for text."""
@@ -34,8 +33,8 @@ def color_bar(image: Image, low_high: tuple[float, float], title: str) -> None:
     area.write(2, numbers[1], shift=width - text.width(numbers[1]))
 
 
-def color_names(image: Image, colors: Sequence[Color], names: Sequence[str]) -> None:
-    """Draw a list of colors with their names into the lower left corner; in place."""
+def color_names(image: Image, colors: npt.NDArray[np.uint8], names: Sequence[str]) -> None:
+    """Draw colors ``(N, 3)`` with their names into the lower left corner; in place."""
     if min(image.shape[:2]) < _SMALLEST_PX or not names:
         return
     text = _Text(image)

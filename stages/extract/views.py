@@ -124,7 +124,8 @@ class CenteredSample:
 
     def norms(self, features: Features) -> Tensor:
         """The distance of every cell ``(h, w)`` from the mean descriptor."""
-        return self.centered(features).data.norm(dim=0)
+        norms: Tensor = self.centered(features).data.norm(dim=0)
+        return norms
 
     def similarity_range(self, descriptor: Tensor) -> tuple[float, float]:
         """The range of cosines to a normalized, centered descriptor ``(C,)`` in the sample.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +104,16 @@ def test_a_click_gives_an_overlay_and_saving_writes_the_mask(client: TestClient,
 
 def test_nothing_to_save_is_an_error(client: TestClient) -> None:
     assert client.post(f"/{TOKEN}/save", json={"frames": {"0": []}}).status_code == 400
+
+
+def test_a_run_that_is_stopped_keeps_the_frames_that_are_done(client: TestClient, folder: Path) -> None:
+    assert client.post(f"/{TOKEN}/run", json={"start": 0, "frames": {"0": [CLICK]}}).status_code == 200
+    assert client.post(f"/{TOKEN}/run/stop", json={}).status_code == 200
+    for _ in range(600):
+        now = client.get(f"/{TOKEN}/run").json()
+        if not now["running"]:
+            break
+        time.sleep(0.1)
+    assert (now["stopped"], now["error"], now["frames"], now["video"]) == (True, None, 1, True)
+    assert json.loads((folder.parent / "masks_run" / "run.json").read_text())["status"] == "interrupted"
+    assert client.get(f"/{TOKEN}/run/video").status_code == 200

@@ -88,12 +88,10 @@ def test_norms_share_one_range_and_use_it() -> None:
     sample = centered()
     low, high = sample.norm_range
     norms = torch.stack([sample.norms(Features(data + 50, GRID)) for data in maps()])
-    assert ((norms < low).float().mean(), (norms > high).float().mean()) == (
-        pytest.approx(0.01, abs=0.01),
-        pytest.approx(0.01, abs=0.01),
-    )
+    assert (norms < low).float().mean().item() == pytest.approx(0.01, abs=0.01)
+    assert (norms > high).float().mean().item() == pytest.approx(0.01, abs=0.01)
     shown = views.stretch(norms, sample.norm_range)
-    assert (shown.min(), shown.max()) == (0, 1)
+    assert (shown.min().item(), shown.max().item()) == (0, 1)
     assert shown.std() > 0.15
 
 
@@ -155,21 +153,21 @@ def test_the_color_bar_lies_in_the_lower_right_with_both_ends(size: tuple[int, i
     assert rows.max() == size[0] - 1
     assert columns.max() == size[1] - 1
     assert rows.min() > size[0] // 2
-    found = {tuple(color) for color in image.reshape(-1, 3).tolist()}
-    assert {tuple(views.heat_colors(np.uint8([[value]]))[0, 0].tolist()) for value in (0, 255)} <= found
+    for color in views.heat_colors(np.array([[0, 255]], np.uint8))[0]:
+        assert (image == color).all(axis=2).any()
 
 
 def test_small_frames_have_no_legend() -> None:
     image = np.full((64, 90, 3), 128, np.uint8)
     view_legend.color_bar(image, (0, 1), "cosine")
-    view_legend.color_names(image, [(1, 2, 3)], ["part 1"])
+    view_legend.color_names(image, np.ones((1, 3), np.uint8), ["part 1"])
     assert (image == 128).all()
 
 
 def test_names_have_their_colors_and_the_clicked_point_is_kept_in_a_corner() -> None:
     image = np.full((360, 640, 3), 128, np.uint8)
     image[100, 600] = (255, 0, 0)
-    colors = [(250, 10, 20), (20, 250, 10)]
+    colors = np.array([(250, 10, 20), (20, 250, 10)], np.uint8)
     named = image.copy()
     view_legend.color_names(named, colors, ["part 1", "part 2"])
     assert all((named == color).all(axis=2).sum() > 20 for color in colors)
@@ -181,5 +179,5 @@ def test_names_have_their_colors_and_the_clicked_point_is_kept_in_a_corner() -> 
     assert not later[90:].any()
     marked = image.copy()
     view_legend.point_mark(marked, (300.0, 200.0))
-    assert (marked[200, 300] == 255).all()
+    assert marked[200, 300].min() > 240
     assert ((marked != image).any(axis=2).nonzero()[1].mean()) == pytest.approx(300, abs=1)
