@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.core.colors import OBJECT_COLORS
 from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.formats.object_names import check_names
 from pipeline.label.workbench import Workbench, overlay
 from pipeline.prompts.prompt import Box, Point, Prompt
 
@@ -126,7 +127,8 @@ class Answers:
     async def save(self, request: Request) -> Response:
         """Write the masks; answers where they are."""
         values = await _body(request)
-        paths = await run_in_threadpool(self._workbench.save, _by_frame(values.get("frames")))
+        names = check_names(values.get("names", {}))
+        paths = await run_in_threadpool(self._workbench.save, _by_frame(values.get("frames")), names)
         return JSONResponse({"saved": [str(path) for path in paths]})
 
     async def start_run(self, request: Request) -> Response:

@@ -19,6 +19,7 @@ from pipeline.core.files import list_images, path_inside
 from pipeline.core.records import Frame, Packet
 from pipeline.flow import FlowConfig, run
 from pipeline.formats.image_folder import load_image
+from pipeline.formats.object_names import write_names
 from pipeline.formats.palette import write_indexed_png
 from pipeline.prompts import FrameSegmenter, describe_frame, prompt_extractor
 from pipeline.prompts.prompt import Prompt
@@ -114,8 +115,10 @@ class Workbench:
         with self._computing:
             return self._segmenter(index).index_mask(prompts)
 
-    def save(self, prompts: Mapping[int, Sequence[Prompt]]) -> list[Path]:
+    def save(self, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None) -> list[Path]:
         """Write the masks of frames into the masks folder, named as ``--masks`` reads them.
+
+        Names of the objects in them go to ``names.json`` beside them, for ``export --names``.
 
         Raises:
             InputError: As :meth:`mask`, or the folder cannot be written.
@@ -129,6 +132,9 @@ class Workbench:
             name = self.info.frame_names[index] if self.info.frame_names else f"{index:05d}"
             paths.append(path_inside(self.masks_folder, f"{name}.png"))
             write_indexed_png(paths[-1], mask)
+        present = {int(number) for mask in masks.values() for number in np.unique(mask)}
+        if named := {number: name for number, name in (names or {}).items() if number in present}:
+            paths.append(write_names(self.masks_folder, named))
         return paths
 
     def start_run(self, start: int, prompts: Mapping[int, Sequence[Prompt]]) -> None:
