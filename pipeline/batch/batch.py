@@ -74,6 +74,9 @@ def make_engine(options: BatchOptions) -> Engine:
         work=options.work,
         threads=options.cpus_per_worker,
     )
+    share = options.gpus_per_worker
+    if share is not None and share > 1 and share != int(share):
+        raise ConfigError(f"--gpus-per-worker {share:g}: must be at most 1, or a whole number")
     if options.engine == "local":
         plan = plan_workers(
             options.workers,

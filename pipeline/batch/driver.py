@@ -19,7 +19,9 @@ from pipeline.core.errors import LiftstreamError
 _WAIT_SECONDS = 0.5
 _BUSY_SECONDS = 1.0
 _MAX_BLAMELESS = 20
-_MAX_FAILED_STARTS = 3
+_MAX_FAILED_ROUNDS = 3
+_FAILING_SECONDS = 120.0
+_MAX_WARNINGS = 20
 _STOP_SECONDS = 60.0
 
 
@@ -65,6 +67,7 @@ class Driver:
         running: What the workers have in their hands, by worker.
         loads: What the workers have done.
         frames: Frames processed so far.
+        warnings: What is wrong with the workers, one line each.
     """
 
     engine: Engine
@@ -75,12 +78,19 @@ class Driver:
     running: dict[str, Running] = field(default_factory=dict)
     loads: dict[str, WorkerLoad] = field(default_factory=dict)
     frames: int = 0
+    warnings: list[str] = field(default_factory=list)
     _again: deque[VideoJob] = field(default_factory=deque)
     _busy: deque[tuple[float, VideoJob, str]] = field(default_factory=deque)
     _attempts: Counter[str] = field(default_factory=Counter)
     _blameless: Counter[str] = field(default_factory=Counter)
-    _failed_starts: int = 0
+    _failed_rounds: int = 0
+    _failing_since: float | None = None
     _busy_since: float | None = None
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether only videos are left that other processes are at work on."""
+        return bool(self._busy) and not self.running
 
     def run(self, jobs: Iterable[VideoJob]) -> None:
         """Do every video.
@@ -115,8 +125,10 @@ class Driver:
                 self._submit(worker, job)
                 job = None
             job = job or self._next(waiting)
-            for event in self.engine.wait(_WAIT_SECONDS):
+            events = self.engine.wait(_WAIT_SECONDS)
+            for event in events:
                 self._handle(event)
+            self._check_starts([event.reason for event in events if event.kind == "unusable"])
             self.on_event()
             if job is None and not self.running and not self._again:
                 self._give_up_busy()
@@ -136,17 +148,11 @@ class Driver:
         self.engine.submit(worker, job)
 
     def _handle(self, event: Event) -> None:
-        if event.kind == "unusable":
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise WorkersError(f"no worker can be started: {event.reason}")
-            return
         if event.kind == "progress":
             if (running := self.running.get(event.worker)) is not None:
                 self.frames += max(0, event.frames - running.frames)
                 running.frames = event.frames
             return
-        self._failed_starts = 0
         running = self.running.pop(event.worker, None)
         if running is None:
             return
@@ -159,6 +165,26 @@ class Driver:
         load.frames += event.outcome.new_frames
         self.frames += event.outcome.new_frames - running.frames
         load.videos += self._finished(running.job, event.outcome)
+
+    def _check_starts(self, reasons: list[str]) -> None:
+        """Go on with the other workers where one cannot be started; give up where none can.
+
+        Raises:
+            WorkersError: All that were started have failed several times, or some have for long.
+        """
+        self.warnings += [reason for reason in dict.fromkeys(reasons) if reason not in self.warnings][
+            : _MAX_WARNINGS - len(self.warnings)
+        ]
+        if self.running or self.engine.idle():
+            self._failed_rounds, self._failing_since = 0, None
+            return
+        if not reasons:
+            return
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        self._failed_rounds += self.engine.starting() == 0
+        if self._failed_rounds >= _MAX_FAILED_ROUNDS or now - self._failing_since >= _FAILING_SECONDS:
+            raise WorkersError(f"no worker can be started: {reasons[-1]}")
 
     def _lost(self, job: VideoJob, event: Event) -> None:
         error = f"its worker died ({event.reason})"

@@ -40,6 +40,9 @@ class Engine(Protocol):
     def start(self) -> None:
         """Start the workers; they need not be ready when this returns."""
 
+    def starting(self) -> int:
+        """Number of workers that have been started and are not ready yet."""
+
     def idle(self) -> list[str]:
         """Names of the workers that are ready and have nothing to do."""
 

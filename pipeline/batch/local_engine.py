@@ -135,6 +135,10 @@ class LocalEngine:
         for slot in self._slots.values():
             self._start(slot)
 
+    def starting(self) -> int:
+        """Processes that are not ready yet."""
+        return sum(slot.connection is not None and not slot.ready for slot in self._slots.values())
+
     def idle(self) -> list[str]:
         """Workers that are ready and have nothing to do."""
         return [slot.name for slot in self._slots.values() if slot.ready and slot.job is None]
@@ -150,7 +154,10 @@ class LocalEngine:
             return  # it has died: wait() finds out
 
     def wait(self, seconds: float) -> list[Event]:
-        """News of the workers; a dead one is replaced."""
+        """News of the workers; those that had died at the last call are replaced."""
+        for slot in self._slots.values():
+            if slot.connection is None and not self._stopping:
+                self._start(slot)
         connections = {slot.connection: slot for slot in self._slots.values() if slot.connection is not None}
         if not connections:
             time.sleep(seconds)
@@ -229,8 +236,6 @@ class LocalEngine:
         reason = _ending(slot.process.wait(), slot.log)
         event = Event("lost" if slot.ready else "unusable", slot.name, slot.job, reason=reason)
         slot.job, slot.ready = None, False
-        if not self._stopping:
-            self._start(slot)
         return event
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 _MAX_BYTES = 120
-_RESERVED = re.compile(r"batch(-.*)?\.json", re.IGNORECASE)
+_RESERVED = re.compile(r"batch(-.*)?\.json|index\.html", re.IGNORECASE)
 
 
 def unique_names(wanted: Sequence[str], keys: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -23,7 +24,7 @@ from pipeline.batch.jobs import Outcome, VideoJob, WorkerSettings, outcome_from,
 from pipeline.batch.worker import Worker
 from pipeline.core.errors import ConfigError, InputError
 
-ADDRESS_SECONDS = 20.0
+ADDRESS_SECONDS = 18.0
 _GROW_SECONDS = 3.0
 _POLL_SECONDS = 1.0
 _POLLED_AT_ONCE = 100
@@ -90,6 +91,7 @@ def connect(address: str | None, timeout_seconds: float = ADDRESS_SECONDS) -> No
 
 
 def _reach(address: str, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
     _knock(address, min(5.0, timeout_seconds))
     failed: list[BaseException] = []
 
@@ -101,7 +103,7 @@ def _reach(address: str, timeout_seconds: float) -> None:
 
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
-    thread.join(timeout_seconds)
+    thread.join(max(0.0, deadline - time.monotonic()))
     if thread.is_alive() or failed:
         reason = " ".join(str(failed[0]).split())[:200] if failed else f"no answer in {timeout_seconds:.0f} s"
         raise InputError(
@@ -113,6 +115,8 @@ def _reach(address: str, timeout_seconds: float) -> None:
 def _knock(address: str, timeout_seconds: float) -> None:
     """Find out quickly that nobody listens: Ray's own connection tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "ray://":
+        raise InputError("--address ray://: has no host; write it as ray://HOST:10001")
     if not colon or not port.isdecimal():
         return
     try:
@@ -179,6 +183,10 @@ class RayEngine:
                 "change --cpus-per-worker or --gpus-per-worker"
             )
         self._grow()
+
+    def starting(self) -> int:
+        """Actors that are not ready yet; they may wait for room on the cluster."""
+        return sum(not actor.ready for actor in self._actors.values())
 
     def idle(self) -> list[str]:
         """Actors that are ready and have nothing to do."""
@@ -284,9 +292,9 @@ class RayEngine:
         del self._actors[actor.name]
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             ray.kill(actor.handle)
-        self._grown = float("-inf")
-        if kind == "hello":
+        if kind == "hello":  # replaced after a while: its node may go on refusing
             return Event("unusable", actor.name, reason=_explain_start(error))
+        self._grown = float("-inf")
         gone = _node_has_gone(actor.node, error)
         where = f"{actor.host}, whose node has left" if gone else actor.host
         reason = f"{where}: {type(error).__name__}"
@@ -315,10 +323,9 @@ def _node_has_gone(node: str, error: Exception) -> bool:
 
 def _explain_start(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "ModuleNotFoundError" in text or "No module named" in text:
-        missing = text.partition("No module named ")[2].split(" ")[0] or "liftstream"
+    if missing := re.findall(r"No module named '([\w.]+)'", text):
         return (
-            f"a node of the cluster has no package {missing}: install liftstream on it, or start with "
-            "'ray job submit --working-dir . -- python run_pipeline.py batch ...'"
+            f"a node of the cluster has no Python package '{missing[-1]}': install liftstream on every node, or "
+            "start with 'ray job submit --working-dir . -- python run_pipeline.py batch ...'"
         )
     return text[-300:]

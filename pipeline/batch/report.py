@@ -79,6 +79,7 @@ class BatchReport:
             "frames": frames,
             "seconds": round(self.seconds, 3),
             "frames_per_second": round(frames / self.seconds, 3) if self.seconds else None,
+            "warnings": [] if driver is None else driver.warnings,
             "workers": {
                 name: {
                     "videos": load.videos,
@@ -171,6 +172,7 @@ class Display:
     """
 
     def __init__(self, total: int) -> None:
+        self._total = total
         self._bar = tqdm(total=total, unit="video", file=sys.stderr, mininterval=0.5, dynamic_ncols=True)
 
     def __enter__(self) -> Display:
@@ -187,14 +189,19 @@ class Display:
 
     def updater(self, driver: Driver) -> Callable[[], None]:
         """A function that shows how far the driver's workers are."""
+        shown_warnings = 0
 
         def update() -> None:
+            nonlocal shown_warnings
+            for warning in driver.warnings[shown_warnings:]:
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
+            shown_warnings = len(driver.warnings)
             slowest = sorted(driver.running.values(), key=lambda running: running.since)[:_SLOWEST]
             now = time.monotonic()
             shown = ", ".join(f"{r.job.name[:30]} {r.frames} frames in {now - r.since:.0f} s" for r in slowest)
-            self._bar.set_postfix_str(
-                f"{driver.frames} frames" + (f"; slowest: {shown}" if shown else ""), refresh=False
-            )
+            idle = "waiting for another batch" if driver.waits_for_others else "waiting for a worker"
+            state = f"; slowest: {shown}" if shown else f"; {idle}" if self._bar.n < self._total else ""
+            self._bar.set_postfix_str(f"{driver.frames} frames{state}", refresh=False)
             self._bar.refresh() if now % 1 < 0.5 else None
 
         return update

@@ -212,4 +212,6 @@ class Place:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
     return " ".join(str(error).split()) or type(error).__name__

@@ -26,7 +26,7 @@ from pipeline.batch.records import (
     video_lock,
     worker_name,
 )
-from pipeline.batch.storage import Place, fetch
+from pipeline.batch.storage import Place, fetch, is_url
 from pipeline.core.errors import CheckpointError, InputError, LiftstreamError, OutputError
 from pipeline.core.files import path_inside
 from pipeline.core.records import Packet
@@ -55,6 +55,7 @@ class Worker:
         self.name = worker_name()
         self.put_aside = PutAside(self.place, self.config)
         self._extractor: Extractor | None = None
+        self._fetched: dict[str, str] = {}
         if settings.threads is not None:
             set_thread_pools(default_pools(settings.threads))
 
@@ -70,8 +71,10 @@ class Worker:
             How it ended; errors of the video are outcomes and never raised.
         """
         started = time.perf_counter()
+        self._fetched.clear()
         outcome = self._caught(job, on_frames)
-        return replace(outcome, seconds=time.perf_counter() - started, worker=self.name)
+        seconds = time.perf_counter() - started
+        return replace(outcome, error=self._with_urls(outcome.error), seconds=seconds, worker=self.name)
 
     def _caught(self, job: VideoJob, on_frames: Progress) -> Outcome:
         try:
@@ -99,9 +102,9 @@ class Worker:
                 return self._run(job, Path(folder), on_frames)
 
     def _run(self, job: VideoJob, fetched: Path, on_frames: Progress) -> Outcome:
-        source = fetch(job.source, fetched / "input")
-        masks = None if job.masks is None else fetch(job.masks, fetched / "masks")
-        detections = None if job.detections is None else fetch(job.detections, fetched / "detections")
+        source = self._fetch(job.source, fetched / "input")
+        masks = None if job.masks is None else self._fetch(job.masks, fetched / "masks")
+        detections = None if job.detections is None else self._fetch(job.detections, fetched / "detections")
         folder = self._work_folder(job)
         done = 0
 
@@ -117,6 +120,18 @@ class Worker:
         status: Status = "damaged" if result.status == "damaged" else "done"
         new_frames = 0 if result.was_done else result.frames - result.resumed_at
         return Outcome(job.name, status, result.problem, result.frames, new_frames)
+
+    def _fetch(self, text: str, folder: Path) -> Path:
+        path = fetch(text, folder)
+        if is_url(text):
+            self._fetched[str(path)] = text
+        return path
+
+    def _with_urls(self, error: str | None) -> str | None:
+        """An error that names what was asked for, and not its copy on this machine."""
+        for path, url in self._fetched.items():
+            error = None if error is None else error.replace(path, url)
+        return error
 
     def _run_into(
         self,

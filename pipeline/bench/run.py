@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +23,11 @@ from pipeline.core.runner import Pipeline
 from pipeline.flow import FlowConfig, load_flow_config, make_stages, run
 from pipeline.run_record import peak_memory_bytes, summary_table
 from stages.extract import ExtractConfig, Extractor
+from stages.extract.backbone.backbone import load_backbone
+from stages.extract.backbone.device import pick_device
 
 _MEGABYTE = 1024 * 1024
+_BARE_BATCH = 4
 
 
 def bench_runner(
@@ -53,12 +57,19 @@ def bench_run(
     config: Annotated[Path | None, typer.Option(help="YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
 ) -> None:
-    """A run's wall time against the slowest stage run alone and against its CPU time over the cores."""
+    """A run's wall time against the slowest stage alone, its CPU time over the cores, and timm's bare forward.
+
+    The bare forward (fp32, batches of 4, the same number of pictures of the model's input size) is timed before
+    and after the run; the ratio of frames per second uses their mean.
+    """
     flow_config = load_flow_config(config, overrides or [])
     extractor = Extractor(flow_config.extract)
     with tempfile.TemporaryDirectory() as folder:
         alone = _stages_alone(source, flow_config, Path(folder) / "alone", extractor)
+        facts = extractor.report()
+        bare = [_bare_forward(flow_config.extract, facts["frames"], facts["input_hw"])]
         wall_seconds, cpu_seconds, table = _together(source, flow_config, Path(folder) / "together", extractor)
+        bare.append(_bare_forward(flow_config.extract, facts["frames"], facts["input_hw"]))
     cores = len(os.sched_getaffinity(0))
     console = Console(soft_wrap=True)
     console.print(table)
@@ -74,6 +85,27 @@ def bench_run(
         f"CPU {cpu_seconds:.1f} s over {cores} cores = {cpu_seconds / cores:.1f} s; "
         f"wall is {wall_seconds / bound:.2f} times the larger"
     )
+    frames, bare_seconds = facts["frames"], sum(bare) / len(bare)
+    console.print(
+        f"{frames / wall_seconds:.2f} frames per second; timm's forward alone in fp32 {frames / bare_seconds:.2f} "
+        f"(before {frames / bare[0]:.2f}, after {frames / bare[1]:.2f}): ratio {bare_seconds / wall_seconds:.2f}"
+    )
+
+
+@torch.inference_mode()
+def _bare_forward(config: ExtractConfig, frames: int, input_hw: tuple[int, int]) -> float:
+    """Seconds of timm's own forward in fp32 over as many pictures of that size."""
+    backbone = load_backbone(config.backbone, weights=config.weights, position="timm").to(
+        pick_device(config.device)
+    )
+    pictures = torch.rand(_BARE_BATCH, 3, *input_hw, device=next(backbone.parameters()).device)
+    backbone.vit.forward_features(pictures)
+    started = time.perf_counter()
+    for first in range(0, frames, _BARE_BATCH):
+        backbone.vit.forward_features(pictures[: frames - first])
+    if pictures.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def _stages_alone(source: Path, config: FlowConfig, folder: Path, extractor: Extractor) -> dict[str, float]:

@@ -12,8 +12,11 @@ from pipeline.batch.batch import BatchOptions, EngineName, known_outcome, look_u
 from pipeline.batch.inputs import collect_jobs, take_shard
 from pipeline.batch.jobs import VideoJob
 from pipeline.batch.report import problem_lines, summary, worker_table
-from pipeline.commands.run import sigterm_as_interrupt
+from pipeline.batch.storage import Place
+from pipeline.commands.run import sigterm_as_interrupt, write_overview
 from pipeline.flow import load_flow_config
+
+_MAX_OVERVIEW = 5_000
 
 
 def batch(
@@ -72,7 +75,22 @@ def batch(
         console.print(worker_table(report, driver))
     for line in problem_lines(report):
         console.print(line, markup=False, highlight=False)
+    if not report.interrupted:
+        _overview(console, len(jobs), options)
     raise typer.Exit(report.exit_code)
+
+
+def _overview(console: Console, videos: int, options: BatchOptions) -> None:
+    """Write ``index.html`` over OUT, unless it is behind a URL or would be too long to read."""
+    folder = Place(options.output).path
+    if folder is None:
+        return
+    if videos > _MAX_OVERVIEW:
+        console.print(
+            f"no overview of {videos} videos; 'review {folder}' writes one", markup=False, highlight=False
+        )
+        return
+    write_overview(console, folder, options.config)
 
 
 def _list(console: Console, jobs: list[VideoJob], options: BatchOptions) -> None:

@@ -15,11 +15,9 @@ from pipeline.core.options import names_in
 from pipeline.evaluation.box_sequences import TRACKING_CONFIG, BoxSequence, load_sequences
 from pipeline.evaluation.score_tables import COLUMNS, OFFICIAL_COLUMNS, score_table, write_scores
 from pipeline.evaluation.track_plots import draw_timeline
-from pipeline.evaluation.track_scoring import BddScores, MotScores, rules_for
-from pipeline.evaluation.tracking_counts import total
+from pipeline.evaluation.track_scoring import MotScores, rules_for, score_bdd_tables
 from pipeline.evaluation.tracking_metrics import score
-from pipeline.evaluation.tracking_metrics_bdd import official_scores
-from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, bdd_targets, mot_targets
+from pipeline.evaluation.tracking_preprocess import BDD_CLASSES, bdd_categories, mot_targets
 from pipeline.flow import FlowConfig, load_flow_config
 from pipeline.formats import bdd, mot
 from pipeline.formats.boxes import BoxTable
@@ -137,8 +135,7 @@ def _report(
     content["request"] = {"detections": request.detections, "every": request.every}
     content["config"] = request.flow.model_dump(mode="json")
     console.print(f"scores: {write_scores(request.output, content)}", markup=False, highlight=False)
-    if "sequences" in content:
-        console.print(f"overview: {write_index(request.output)}", markup=False, highlight=False)
+    console.print(f"overview: {write_index(request.output)}", markup=False, highlight=False)
 
 
 def _score_mot(
@@ -180,11 +177,7 @@ def _score_bdd(
         )
         for result in results
     }
-    by_class = {
-        name: total(score(*bdd_targets(*pair_of_tables, name)) for pair_of_tables in tables.values())
-        for name in wanted
-    }
-    content = BddScores(official_scores(tables, wanted), by_class).as_dict()
+    content = score_bdd_tables(tables, wanted).as_dict()
     console.print(score_table("BDD100K, official", content["official"], OFFICIAL_COLUMNS))
     console.print(score_table("BDD100K, as TrackEval scores it", content["trackeval"], COLUMNS))
     return content

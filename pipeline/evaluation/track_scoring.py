@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -57,18 +57,21 @@ class BddScores:
     Attributes:
         official: By py-motmetrics' rules with widths and heights one pixel larger.
         classes: By TrackEval's rules, every class on its own.
+        sequences: By TrackEval's rules, every video on its own with its classes added up.
         warnings: What the user should know, one line each.
     """
 
     official: OfficialScores
     classes: dict[str, TrackingScores]
+    sequences: dict[str, TrackingScores]
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         rows = {name: found.as_dict() for name, found in self.classes.items()}
         rows[COMBINED] = total(self.classes.values()).as_dict()
-        return {"official": self.official.as_dict(), "trackeval": rows}
+        videos = {name: found.as_dict() for name, found in self.sequences.items()}
+        return {"official": self.official.as_dict(), "trackeval": rows, "sequences": videos}
 
 
 def score_mot(
@@ -176,11 +179,26 @@ def score_bdd(gt: Path, results: Path, *, classes: Sequence[str] = ()) -> BddSco
         )
         for name, video in truth.items()
     }
-    by_class = {
-        category: total(score(*bdd_targets(*pair_of_tables, category)) for pair_of_tables in tables.values())
-        for category in wanted
+    return score_bdd_tables(tables, wanted, warnings)
+
+
+def score_bdd_tables(
+    tables: Mapping[str, tuple[BoxTable, BoxTable]], classes: Sequence[str], warnings: Sequence[str] = ()
+) -> BddScores:
+    """Score ``{video: (ground truth, results)}``, with categories from ``bdd_categories``.
+
+    Args:
+        tables: At least one video.
+        classes: The classes to score, at least one.
+        warnings: For the result.
+    """
+    counts = {
+        name: {category: score(*bdd_targets(*pair_of_tables, category)) for category in classes}
+        for name, pair_of_tables in tables.items()
     }
-    return BddScores(official_scores(tables, wanted), by_class, warnings)
+    by_class = {category: total(found[category] for found in counts.values()) for category in classes}
+    by_video = {name: total(found.values()) for name, found in counts.items()}
+    return BddScores(official_scores(tables, tuple(classes)), by_class, by_video, list(warnings))
 
 
 def _results_table(found: BddVideo, truth: BddVideo, classes: Sequence[str], source: str) -> BoxTable:

@@ -46,7 +46,7 @@ def index_page(folder: Path) -> str:
     elif isinstance(tracking.get("sequences"), Mapping):
         what, content = "Tracked sequences, the worst HOTA first", _tracking_table(folder, tracking["sequences"])
     else:
-        what, content = "Runs, the most doubtful first", _runs_table(find_runs(folder))
+        what, content = "Runs, the most doubtful first", _runs_table(*_runs(folder))
     note = element("p", text(f"{what}; click a column to sort by it."), class_="note")
     body = element("main", element("h1", text(folder.resolve().name)), note, content)
     return document(f"{folder.resolve().name}: liftstream results", body, script="index.js")
@@ -65,9 +65,38 @@ def _sorted_table(head: tuple[str, ...], rows: list[_Row]) -> Markup:
     return table(head, (row.cells for row in ordered), class_="sortable")
 
 
-def _runs_table(runs: list[RunFolder]) -> Markup:
+def _runs(folder: Path) -> tuple[list[RunFolder], dict[str, str]]:
+    """The runs in a folder, and why videos that a batch has put aside have none.
+
+    Raises:
+        OutputError: There is neither.
+    """
+    put_aside: dict[str, str] = {}
+    for path in sorted(folder.glob("batch*.json")):
+        videos = _json(path).get("videos")
+        for video in videos if isinstance(videos, list) else []:
+            if isinstance(video, Mapping) and video.get("status") == "put_aside":
+                put_aside[str(video.get("name"))] = str(video.get("error"))
+    try:
+        runs = find_runs(folder)
+    except OutputError:
+        if not put_aside:
+            raise
+        runs = []
+    for run in runs:
+        put_aside.pop(run.folder.name, None)
+    return runs, put_aside
+
+
+def _runs_table(runs: list[RunFolder], put_aside: Mapping[str, str]) -> Markup:
     head = ("run", "status", "doubt", "worst moment", "objects", "frames", "seconds", "warnings")
-    return _sorted_table(head, [_run_row(run) for run in runs])
+    without = [_put_aside_row(len(head), name, error) for name, error in put_aside.items()]
+    return _sorted_table(head, [*without, *(_run_row(run) for run in runs)])
+
+
+def _put_aside_row(columns: int, name: str, error: str) -> _Row:
+    status = element("span", text("put aside"), class_="status bad") + text(f" {error}")
+    return _Row(-11.0, (text(name), status, *([text("-")] * (columns - 2))))
 
 
 def _run_row(run: RunFolder) -> _Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,3 +125,10 @@ def killing(output: Path, name: str, *, times: int = 100, seed: int | None = Non
     finally:
         over.set()
         thread.join()
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    """The command line of a batch of one worker, to be run in the repository."""
+    given = [f"--set={setting}" for setting in SETTINGS]
+    program = [sys.executable, "run_pipeline.py", "batch", str(folder), "--output", str(out)]
+    return [*program, "--workers", "1", "--cpus-per-worker", "1", *given, *more]

@@ -30,6 +30,9 @@ class FakeEngine:
     def start(self) -> None:
         pass
 
+    def starting(self) -> int:
+        return 0
+
     def idle(self) -> list[str]:
         return list(self.names)
 
@@ -128,9 +131,24 @@ def test_a_video_in_other_hands_is_waited_for_but_not_for_ever() -> None:
     assert {(outcome.status, outcome.error) for outcome in never} == {("busy", "other:1 is at work on it")}
 
 
+class Unusable(FakeEngine):
+    """Some workers never come up, and are started again and again."""
+
+    def wait(self, seconds: float) -> list[Event]:
+        return [*super().wait(seconds), Event("unusable", "bad", reason="no package")]
+
+
 def test_workers_that_cannot_start_end_the_batch() -> None:
     with pytest.raises(WorkersError, match="no worker can be started: no package"):
-        drive(lambda w, job, n: Event("unusable", w, reason="no package"))
+        Driver(Unusable(0, done)).run([VideoJob("0", "")])
+
+
+def test_workers_that_cannot_start_do_not_stop_the_others() -> None:
+    outcomes: list[Outcome] = []
+    driver = Driver(Unusable(1, done), on_outcome=lambda job, outcome: outcomes.append(outcome))
+    driver.run(VideoJob(str(number), "") for number in range(50))
+    assert [outcome.status for outcome in outcomes] == ["done"] * 50
+    assert driver.warnings == ["no package"]
 
 
 def test_ctrl_c_reports_what_was_under_way(tmp_path: Path) -> None:

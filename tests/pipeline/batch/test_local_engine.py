@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from tests.conftest import REPOSITORY
 from tests.pipeline.batch.clips import (
     DAMAGED,
     GOOD,
-    SETTINGS,
     TEXT,
+    command,
     hashes,
     holders,
     kill,
@@ -81,20 +82,27 @@ def test_a_worker_killed_at_random_moments_and_a_video_that_kills_its_worker(tmp
     assert report.exit_code == 0
 
 
-def command(folder: Path, out: Path, *more: str) -> list[str]:
-    given = [f"--set={setting}" for setting in SETTINGS]
-    program = [sys.executable, "run_pipeline.py", "batch", str(folder), "--output", str(out)]
-    return [*program, "--workers", "1", "--cpus-per-worker", "1", *given, *more]
+Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
 
 
-def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(folder, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """A function that starts a batch; those that still run at the end of the test are ended."""
+    with ExitStack() as stack:
+
+        def begin(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                command(folder, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def wait_for_work(out: Path, name: str) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if (out / name / "checkpoint").is_dir() and (pids := holders(out, name)):
             return pids[0]
@@ -103,7 +111,9 @@ def wait_for_work(out: Path, name: str) -> int:
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_driver_takes_its_workers_with_it_and_ctrl_c_can_be_gone_on_from(tmp_path: Path) -> None:
+def test_a_killed_driver_takes_its_workers_with_it_and_ctrl_c_can_be_gone_on_from(
+    start: Start, tmp_path: Path
+) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     for name, frames in (("a", 64), ("b", 200)):  # b must still be under way when the signal comes
         make_long_clip(folder, name, frames)

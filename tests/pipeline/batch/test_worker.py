@@ -4,7 +4,10 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,11 @@ from stages.extract import Extractor
 from tests.pipeline.batch.clips import DAMAGED, GOOD, SETTINGS, TEXT, hashes, make_long_clip, settings
 
 DECODE_ONLY = [f"{stage}.enabled=false" for stage in ("extract", "cosegment", "propagate", "track", "annotate")]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def worker(output: object, config: FlowConfig | None = None, **changes: Any) -> Worker:
@@ -195,7 +203,28 @@ def test_inputs_and_output_behind_urls(clips: Path, expected: dict[str, dict[str
 def test_a_video_that_cannot_be_fetched_may_be_tried_again(tmp_path: Path) -> None:
     outcome = worker(tmp_path, cheap()).do(VideoJob("one", "memory://videos/not-there.mp4"))
     assert outcome.status == "failed"
-    assert "cannot be copied to this machine" in str(outcome.error)
+    assert "not-there.mp4: cannot be copied to this machine (no such file)" in str(outcome.error)
+
+
+def test_an_error_names_the_url_and_not_its_copy(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe_file("/videos/text.mp4", b"this is not a video")
+    outcome = worker(tmp_path, cheap()).do(VideoJob("one", "memory://videos/text.mp4"))
+    assert outcome.status == "put_aside"
+    assert str(outcome.error).startswith("memory://videos/text.mp4: not a video")
+
+
+def test_videos_are_copied_from_a_web_server(
+    clips: Path, expected: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
+    handler = partial(QuietHandler, directory=str(clips))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        jobs = [VideoJob("clip0", f"{url}/clip0.mp4"), VideoJob("gone", f"{url}/gone.mp4")]
+        assert statuses(worker(tmp_path), jobs) == {"clip0": "done", "gone": "failed"}
+        server.shutdown()
+    assert hashes(tmp_path) == {"clip0": expected["clip0"]}
 
 
 def test_a_range_of_a_video_is_that_of_run(clips: Path, tmp_path: Path) -> None:

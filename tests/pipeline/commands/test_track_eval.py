@@ -103,8 +103,10 @@ def test_bdd_results_read_back_and_score(bdd: Path, tmp_path: Path) -> None:
     video = read_videos(output / "results" / "squares.json")["squares"]
     assert video.num_frames == COUNT
     assert set(video.table.categories) == {"car", "pedestrian"}
-    official = json.loads((output / "scores.json").read_text())["official"]["OVERALL"]
-    assert (official["FN"], official["IDSw"]) == (0, 0)
+    scores = json.loads((output / "scores.json").read_text())
+    assert (scores["official"]["OVERALL"]["FN"], scores["official"]["OVERALL"]["IDSw"]) == (0, 0)
+    assert scores["sequences"] == {"squares": scores["trackeval"]["COMBINED"]}
+    assert "timeline_squares.png" in (output / "index.html").read_text()
 
 
 def test_detections_can_come_from_a_folder_of_files(mot: Path, tmp_path: Path) -> None:

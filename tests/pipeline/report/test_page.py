@@ -167,6 +167,22 @@ def test_the_index_lists_the_most_doubtful_run_first(tmp_path: Path) -> None:
     assert 'href="a/report.html#t=0.1600"' in write_index(tmp_path).read_text()
 
 
+def test_the_index_lists_what_a_batch_has_put_aside(tmp_path: Path) -> None:
+    videos = [
+        {"name": "a", "status": "put_aside", "error": "<b> is not a video"},
+        {"name": "b", "status": "put_aside", "error": "done again since then"},
+        {"name": "c", "status": "done", "error": None},
+        "nonsense",
+    ]
+    (tmp_path / "batch-1-of-2.json").write_text(json.dumps({"videos": videos}))
+    (tmp_path / "batch-2-of-2.json").write_text('{"videos": 5}')
+    assert "put aside</span> &lt;b&gt; is not a video" in write_index(tmp_path).read_text()
+    make_run(tmp_path / "b")
+    page = write_index(tmp_path).read_text()
+    assert page.index("is not a video") < page.index(">b</a>")
+    assert "done again" not in page
+
+
 def test_the_index_lists_scored_sequences_the_worst_first(tmp_path: Path) -> None:
     scores = {"good": 0.9, "bad": 0.4, "../evil": 0.5}
     (tmp_path / "bad").mkdir()
