@@ -175,7 +175,8 @@ def make_stages(
         source: A video file or a folder of images.
         config: The run's config.
         masks: Annotations by frame index.
-        detections: Boxes by frame index, or a callable that finds them in a frame.
+        detections: Boxes by frame index, or a callable that finds them in a frame, for example an
+            :class:`~pipeline.image_detector.ImageDetector`.
         output: Folder for the files; nothing is written without one.
         info: The input's facts, where the caller has probed it already.
         stream: An open stream, which is read instead of ``source``.
@@ -205,7 +206,7 @@ def make_stages(
         extract=extractor if reads_features else None,
         cosegment=_cosegmenter(config) if config.cosegment.enabled else None,
         propagate=_propagator(config, masks, extractor) if config.propagate.enabled else None,
-        track=Tracker(config.track, detections=detections) if config.track.enabled else None,
+        track=_tracker(config, detections, extractor) if config.track.enabled else None,
         annotate=Annotator(config.annotate) if config.annotate.enabled else None,
         write=_writer(config, output, info),
         keep_features=keep_features,
@@ -242,6 +243,12 @@ def check_live(config: FlowConfig) -> None:
 
 def _cosegmenter(config: FlowConfig) -> Cosegmenter:
     return Cosegmenter(config.cosegment, descriptors=f"{config.extract.backbone} {config.extract.facets[0]}")
+
+
+def _tracker(config: FlowConfig, detections: DetectionSource | None, extractor: Extractor | None) -> Tracker:
+    """A detector that takes several frames gets as many as the backbone does."""
+    size = 1 if extractor is None else extractor.batch_size
+    return Tracker(config.track, detections=detections, batch_size=size)
 
 
 def _propagator(config: FlowConfig, masks: Masks | None, extractor: Extractor | None) -> Propagator:

@@ -24,7 +24,15 @@ from pipeline.assembly import (
     make_stages,
 )
 from pipeline.core.checkpoint import Checkpointer
-from pipeline.core.errors import ConfigError, DamagedError, InputError, MediaError, StageError, TruncatedError
+from pipeline.core.errors import (
+    ConfigError,
+    DamagedError,
+    DetectorError,
+    InputError,
+    MediaError,
+    StageError,
+    TruncatedError,
+)
 from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Mark, Pipeline
 from pipeline.formats.detections import read_detections
@@ -109,6 +117,7 @@ def stream(
     Raises:
         InputError: The input, the config or the weights are wrong; raised before the first packet.
         StageError: A stage failed.
+        DetectorError: The detector failed.
         TruncatedError: The input broke off; raised after the last good packet.
         DamagedError: Frames in the middle could not be decoded; raised after the last packet.
     """
@@ -130,7 +139,8 @@ def stream(
                     yield packet
                     _finish(stages, packet)
         except StageError as error:
-            raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from error.__cause__
+            cause = error.__cause__
+            raise (cause if isinstance(cause, InputError | DetectorError) else error) from cause
     damage = stages.decode.damage
     if damage is not None:
         raise (TruncatedError if damage.ends_early else DamagedError)(stages.decode.broken)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from rich.table import Table
@@ -127,6 +127,14 @@ def run_identity(
     return dict(json.loads(json.dumps(identity, default=str)))
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """A source of detections that says what tells it from others."""
+
+    def identity(self) -> Mapping[str, Path | str]:
+        """Names and values; a path stands for the content of the file."""
+
+
 def label_identity(given: object) -> object:
     """What tells labels from others: a file's content, the values of a mapping, or the name of a detector."""
     if isinstance(given, Path):
@@ -137,6 +145,8 @@ def label_identity(given: object) -> object:
             digest.update(f"{index}:".encode())
             _hash_values(digest, given[index])
         return {"frames": len(given), "sha256": digest.hexdigest()}
+    if isinstance(given, Identified):
+        return {name: label_identity(value) for name, value in given.identity().items()}
     if callable(given):
         return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__qualname__)}"
     return given

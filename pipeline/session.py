@@ -10,7 +10,15 @@ from typing import Any, Final
 
 from pipeline.assembly import FlowConfig, Stages
 from pipeline.core.checkpoint import Checkpointer, find_snapshot
-from pipeline.core.errors import InputError, LiftstreamError, OutputError, RunInterrupted, StageError, WriteError
+from pipeline.core.errors import (
+    DetectorError,
+    InputError,
+    LiftstreamError,
+    OutputError,
+    RunInterrupted,
+    StageError,
+    WriteError,
+)
 from pipeline.core.runner import STAGE_THREAD_PREFIX, Pipeline
 from pipeline.report import write_report
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
@@ -194,5 +202,5 @@ class Session:
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
             where = f"{self.result.folder}: cannot be written after {self._frames()} frames ({reason})"
             raise WriteError(f"{where}; {self._how_to_go_on('free some space and ')}") from exc
-        if isinstance(cause, InputError):
+        if isinstance(cause, InputError | DetectorError):
             raise cause from exc

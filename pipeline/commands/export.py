@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipeline.core.options import numbers_in
 from pipeline.export import ExportRequest, LabeledRun, export_run, parse_names
+from pipeline.formats.object_names import read_names
 from pipeline.formats.run_folder import RunFolder
 
 Format = Literal["coco", "yolo-seg", "mots", "youtube-vis", "cvat-video", "mask-video", "parquet"]
@@ -24,6 +25,10 @@ def export(
     names: Annotated[
         list[str] | None, typer.Option("--name", metavar="ID=NAME", help="The category of an object, e.g. 1=bear.")
     ] = None,
+    names_from: Annotated[
+        Path | None,
+        typer.Option("--names", metavar="FILE", help="names.json of the label page, or the folder it is in."),
+    ] = None,
     images: Annotated[
         bool, typer.Option("--images", help="Write the frames as JPEG too (coco, yolo-seg).")
     ] = False,
@@ -33,7 +38,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write the masks of a run as COCO, YOLO, MOTS, YouTube-VIS, CVAT, video or parquet."""
-    run = LabeledRun(RunFolder(folder), parse_names(names or []))
+    saved = {} if names_from is None else read_names(names_from)
+    run = LabeledRun(RunFolder(folder), {**saved, **parse_names(names or [])})
     object_ids = numbers_in("--objects", objects) if objects else ()
     request = ExportRequest(export_format, output, images, source, shape, object_ids, overwrite)
     path = export_run(run, request)

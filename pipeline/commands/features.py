@@ -1,47 +1,26 @@
 """``features``: look at the features of a video, or export them.
 
-The colors of ``pca`` and ``norm`` are fixed from a sample of frames over the whole video before the first
-picture is drawn, so they do not change from frame to frame.
+What is drawn in a view is in :mod:`pipeline.commands.feature_views`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
-from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.commands.feature_views import Painter, View, make_painter
 from pipeline.core.errors import ConfigError, OutputError, TruncatedError
 from pipeline.core.files import path_inside
-from pipeline.core.records import Features, Packet
 from pipeline.flow import FlowConfig, Stages, load_flow_config, make_stages, stream
 from pipeline.formats.feature_export import FeatureExporter
-from stages.decode import Decoder
-from stages.extract import views
 from stages.write.video import whole_video
-
-Painter = Callable[[Packet], npt.NDArray[np.uint8]]
-
-_SAMPLE_FRAMES = 24
-
-
-class View(StrEnum):
-    """What to draw."""
-
-    pca = "pca"
-    saliency = "saliency"
-    similarity = "similarity"
-    norm = "norm"
 
 
 class Save(StrEnum):
@@ -87,7 +66,7 @@ def features(
     xy = _parse_point(point, view)
     folder = path_inside(output, source.resolve().name if source.is_dir() else source.stem)
     _refuse_existing(folder, view, save, overwrite=overwrite)
-    paint = None if view is None else _painter(view, stages, xy, first_component - 1)
+    paint = None if view is None else make_painter(view, stages, xy, first_component - 1)
     exporter = None if save is None else _exporter(folder, save, stages, overwrite=overwrite)
     video = None if view is None else folder / f"{view.value}.mp4"
     _draw_and_export(stages, flow_config, video, paint, exporter)
@@ -99,13 +78,16 @@ def features(
 
 
 def _flow_config(config: Path | None, settings: list[str], view: View | None, *, exported: bool) -> FlowConfig:
-    """Decode and extract only."""
+    """Decode and extract only, for parts also cosegment."""
     if view == View.norm and not any(text.startswith("extract.facets=") for text in settings) and config is None:
         # Outlier norms are a property of the residual stream; keys hide them.
         settings = [*settings, "extract.facets=[token@-1]"]
     flow = load_flow_config(config, settings)
     is_cls_exported = exported and "cls" not in flow.extract.model_fields_set
-    return flow.only("extract", extract={"cls": "facet"} if is_cls_exported else {})
+    extract = {"cls": "facet"} if is_cls_exported else {}
+    if view == View.parts:
+        return flow.only("cosegment", extract=extract)
+    return flow.only("extract", extract=extract)
 
 
 def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | None:
@@ -141,64 +123,6 @@ def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> F
         facets=[str(spec) for spec in extract.facets],
         normalized=extract.config.normalize,
     )
-
-
-def _painter(view: View, stages: Stages, xy: tuple[float, float] | None, first_component: int) -> Painter:
-    """The function that draws a packet, with everything that scales colors fixed."""
-    if view == View.pca:
-        pca = views.JointPca(first_component)
-        _fit(pca, stages)
-        return lambda packet: views.paint_colors(pca.colors(_of(packet).data), _of(packet).grid)
-    if view == View.norm:
-        norms = views.NormRange()
-        _fit(norms, stages)
-        return lambda packet: _heat(packet, norms.values(_of(packet).data))
-    if view == View.saliency:
-        if stages.extract is not None and stages.extract.cue == "none":
-            raise ConfigError("--view saliency: extract.saliency is none; set it to auto")
-        return _saliency_picture
-    assert xy is not None  # _parse_point has made sure
-    views.check_point(xy, stages.info.image_hw)
-    return _similarity_painter(xy)
-
-
-def _similarity_painter(xy: tuple[float, float]) -> Painter:
-    descriptor: Tensor | None = None
-
-    def paint(packet: Packet) -> npt.NDArray[np.uint8]:
-        nonlocal descriptor
-        if descriptor is None:  # of the first frame
-            descriptor = views.descriptor_at(_of(packet), xy)
-        return _heat(packet, views.similarity_map(_of(packet), descriptor).clamp_min(0))
-
-    return paint
-
-
-def _of(packet: Packet) -> Features:
-    assert packet.features is not None  # keep_features
-    return packet.features
-
-
-def _saliency_picture(packet: Packet) -> npt.NDArray[np.uint8]:
-    saliency = _of(packet).saliency
-    assert saliency is not None  # the cue is not none
-    return _heat(packet, saliency)
-
-
-def _heat(packet: Packet, values: Tensor) -> npt.NDArray[np.uint8]:
-    return views.paint_heat(values, _of(packet).grid, packet.frame.image)
-
-
-def _fit(statistics: views.JointPca | views.NormRange, stages: Stages) -> None:
-    """Fix a view's range from frames spread over the video; from its first ones where the length is unknown."""
-    expected = stages.decode.expected_frames()
-    step = 1 if expected is None else -(-expected // _SAMPLE_FRAMES)
-    sampled = stages.decode.config.model_copy(update={"every": stages.decode.config.every * step})
-    frames = islice(Decoder(sampled, stages.info)(), _SAMPLE_FRAMES)
-    assert stages.extract is not None
-    for packet in tqdm(stages.extract(frames), desc="sample", unit="frame", file=sys.stderr, mininterval=0.5):
-        statistics.update(_of(packet).data)
-    statistics.fit()
 
 
 def _draw_and_export(

@@ -23,6 +23,7 @@ from pipeline.core.records import Packet
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
 from pipeline.formats.track_lines import STANDARD_OUTPUT
+from pipeline.image_detector import ImageDetector, load_image_detector
 from pipeline.prompts.prompt import Prompt, parse_prompts
 from pipeline.report import write_index
 from pipeline.run_record import stream_line, summary_table
@@ -50,6 +51,12 @@ def run(
     ] = None,
     detections: Annotated[
         Path | None, typer.Option(help="Boxes to track: MOTChallenge text, BDD100K or COCO JSON.")
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION[:ARGUMENT]", help="Boxes to track from a detector; see docs/detectors.md."
+        ),
     ] = None,
     points: Annotated[
         list[str] | None, typer.Option("--point", metavar="X,Y[:OBJECT]", help="A click on an object.")
@@ -100,11 +107,23 @@ def run(
     prompts = tuple(parse_prompts(points or (), nots or (), boxes or (), at))
     if prompts and len(inputs) > 1:
         raise InputError("--point, --not and --box belong to one input; run the others without them")
-    requests = [replace(request, prompts=prompts) for request in plan(inputs, output, masks, detections)]
+    found = _load_detector(detector, detections, flow_config)
+    requests = plan(inputs, output, masks, detections)
+    requests = [replace(request, prompts=prompts, detector=found) for request in requests]
     outputs = Outputs(preview, tracks_to)
     if (preview or tracks_to) and len(inputs) > 1:
         raise InputError("--preview and --tracks-to belong to one input; run the others without them")
     raise typer.Exit(run_all(requests, flow_config, outputs, overwrite=overwrite, resume=resume))
+
+
+def _load_detector(text: str | None, detections: Path | None, config: FlowConfig) -> ImageDetector | None:
+    if text is None:
+        return None
+    if detections is not None:
+        raise InputError("--detections and --detector both say where boxes come from; give one of them")
+    if not config.track.enabled:
+        raise InputError("--detector finds boxes to track, but track.enabled is false")
+    return load_image_detector(text)
 
 
 def demo(
@@ -123,6 +142,7 @@ class Request:
     masks: Path | None = None
     detections: Path | None = None
     prompts: tuple[Prompt, ...] = ()
+    detector: ImageDetector | None = None
 
 
 def plan(inputs: list[str], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
@@ -257,7 +277,7 @@ def _run_one(
             config,
             masks=request.masks,
             prompts=request.prompts,
-            detections=request.detections,
+            detections=request.detector or request.detections,
             extractor=extractors.get(),
             overwrite=overwrite,
             resume=resume,

@@ -12,6 +12,7 @@
     │   ├── OutputError         an output folder that exists or cannot be written
     │   └── CheckpointError     a checkpoint that is damaged or belongs to another run
     ├── StageError              a stage failed during a run; exit code 1
+    ├── DetectorError           a detector of the user's failed during a run; exit code 1
     ├── DamagedError            parts of the input could not be decoded; the rest was processed; exit code 1
     │   └── TruncatedError      the input broke off before its end
     └── WriteError              the disk is full or cannot be written during a run; exit code 1
@@ -77,6 +78,10 @@ class StageError(LiftstreamError):
         super().__init__(f"stage '{stage}' failed {where}: {type(cause).__name__}: {cause}")
         self.stage = stage
         self.frame_index = frame_index
+
+
+class DetectorError(LiftstreamError):
+    """A detector of another package failed, or returned what cannot be used; the message names it."""
 
 
 class DamagedError(LiftstreamError):

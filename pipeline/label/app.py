@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.core.colors import OBJECT_COLORS
 from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.formats.object_names import check_names
 from pipeline.label.workbench import Workbench, overlay
 from pipeline.prompts.prompt import Box, Point, Prompt
 
@@ -80,6 +81,7 @@ def make_app(workbench: Workbench, token: str) -> ASGIApp:
             Route("/save", asked.save, methods=["POST"]),
             Route("/run", asked.start_run, methods=["POST"]),
             Route("/run", asked.progress),
+            Route("/run/stop", asked.stop_run, methods=["POST"]),
             Route("/run/picture", asked.picture),
             Route("/run/video", asked.video),
         ],
@@ -125,7 +127,8 @@ class Answers:
     async def save(self, request: Request) -> Response:
         """Write the masks; answers where they are."""
         values = await _body(request)
-        paths = await run_in_threadpool(self._workbench.save, _by_frame(values.get("frames")))
+        names = check_names(values.get("names", {}))
+        paths = await run_in_threadpool(self._workbench.save, _by_frame(values.get("frames")), names)
         return JSONResponse({"saved": [str(path) for path in paths]})
 
     async def start_run(self, request: Request) -> Response:
@@ -141,7 +144,12 @@ class Answers:
         """How far the run is."""
         now = self._workbench.progress
         values = {"running": now.running, "frames": now.frames, "total": now.total, "error": now.error}
-        return JSONResponse({**values, "video": now.video is not None})
+        return JSONResponse({**values, "stopped": now.stopped, "video": now.video is not None})
+
+    async def stop_run(self, request: Request) -> Response:
+        """Stop the run after the frame in work."""
+        self._workbench.stop_run()
+        return JSONResponse({})
 
     async def picture(self, request: Request) -> Response:
         """The last annotated frame of the run."""

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.colors import OBJECT_COLORS
-from pipeline.core.errors import InputError, LiftstreamError
+from pipeline.core.errors import InputError, LiftstreamError, RunInterrupted
 from pipeline.core.files import list_images, path_inside
 from pipeline.core.records import Frame, Packet
 from pipeline.flow import FlowConfig, run
 from pipeline.formats.image_folder import load_image
+from pipeline.formats.object_names import write_names
 from pipeline.formats.palette import write_indexed_png
 from pipeline.prompts import FrameSegmenter, describe_frame, prompt_extractor
 from pipeline.prompts.prompt import Prompt
@@ -42,6 +43,8 @@ class RunProgress:
         error: What went wrong.
         picture: JPEG of the last annotated frame.
         video: The result, once it is there.
+        stopping: Whether it was told to stop; it then ends after the frame in work.
+        stopped: Whether it ended before the last frame because of that.
     """
 
     running: bool = False
@@ -50,6 +53,8 @@ class RunProgress:
     error: str | None = None
     picture: bytes | None = field(default=None, repr=False)
     video: Path | None = None
+    stopping: bool = False
+    stopped: bool = False
 
 
 class Workbench:
@@ -110,8 +115,10 @@ class Workbench:
         with self._computing:
             return self._segmenter(index).index_mask(prompts)
 
-    def save(self, prompts: Mapping[int, Sequence[Prompt]]) -> list[Path]:
+    def save(self, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None) -> list[Path]:
         """Write the masks of frames into the masks folder, named as ``--masks`` reads them.
+
+        Names of the objects in them go to ``names.json`` beside them, for ``export --names``.
 
         Raises:
             InputError: As :meth:`mask`, or the folder cannot be written.
@@ -125,6 +132,9 @@ class Workbench:
             name = self.info.frame_names[index] if self.info.frame_names else f"{index:05d}"
             paths.append(path_inside(self.masks_folder, f"{name}.png"))
             write_indexed_png(paths[-1], mask)
+        present = {int(number) for mask in masks.values() for number in np.unique(mask)}
+        if named := {number: name for number, name in (names or {}).items() if number in present}:
+            paths.append(write_names(self.masks_folder, named))
         return paths
 
     def start_run(self, start: int, prompts: Mapping[int, Sequence[Prompt]]) -> None:
@@ -145,11 +155,17 @@ class Workbench:
         self.progress = RunProgress(running=True, total=total)
         threading.Thread(target=self._run, args=(config, masks, self.progress), daemon=True).start()
 
+    def stop_run(self) -> None:
+        """End the run that is going on, if there is one; the frames that are done are kept."""
+        self.progress.stopping = True
+
     def _run(self, config: FlowConfig, masks: Mapping[int, IndexMask], progress: RunProgress) -> None:
         def on_packet(packet: Packet) -> None:
             progress.frames += 1
             if packet.annotated is not None:
                 progress.picture = _jpeg(packet.annotated)
+            if progress.stopping:
+                raise KeyboardInterrupt  # how a run is ended with its results kept
 
         try:
             with self._computing:
@@ -157,11 +173,13 @@ class Workbench:
                     self.info.path, self._run_folder, config, masks=masks, overwrite=True,
                     extractor=self._extractor, on_packet=on_packet,
                 )  # fmt: skip
-            video = self._run_folder / "annotated.mp4"
-            progress.video = video if video.is_file() else None
         except LiftstreamError as error:
             progress.error = str(error)
+        except RunInterrupted:
+            progress.stopped = True
         finally:
+            video = self._run_folder / "annotated.mp4"
+            progress.video = video if progress.error is None and video.is_file() else None
             progress.running = False
 
     def _segmenter(self, index: int) -> FrameSegmenter:

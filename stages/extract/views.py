@@ -8,6 +8,8 @@ PCA view: Amir et al. 2021, figure 2 (one basis for all images, descriptors cent
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,9 @@ from pipeline.core.records import Features
 
 _LOW, _HIGH = 0.01, 0.99
 _KEPT_PER_FRAME = 512
+
+HEAT = cv2.COLORMAP_INFERNO
+"""OpenCV's map of heat maps: its brightness grows with the value, also in gray."""
 
 
 class JointPca:
@@ -78,31 +83,68 @@ class JointPca:
         return colors
 
 
-class NormRange:
-    """The range of descriptor norms over a sample of frames."""
+class CenteredSample:
+    """The mean descriptor of a sample of frames, and how their descriptors lie around it.
+
+    Descriptors of a Vision Transformer share a large common part (keys of the last block of DINOv2 have a cosine
+    of 0.86 between any two cells of a video), which hides what tells cells apart. It is subtracted before norms
+    and cosines are shown, and these are stretched to the range they have in the sample. Up to 512 descriptors per
+    frame are kept.
+    """
 
     def __init__(self) -> None:
+        self._count = 0
+        self._sum: Tensor | None = None
         self._kept: list[Tensor] = []
 
     def update(self, data: Tensor) -> None:
         """Add a feature map ``(C, h, w)``."""
-        self._kept.append(data.float().norm(dim=0).flatten())
+        points = data.float().flatten(1).T
+        total = points.double().sum(dim=0)
+        self._sum = total if self._sum is None else self._sum + total
+        self._count += len(points)
+        self._kept.append(points[:: max(1, len(points) // _KEPT_PER_FRAME)].clone())
 
     def fit(self) -> None:
-        """Fix the range: zero to the largest norm.
+        """Fix the mean, and the range of distances from it: the 1st to the 99th percentile of the sample.
 
         Raises:
             ConfigError: Nothing was added.
         """
-        if not self._kept:
-            raise ConfigError("there is no frame to measure norms on")
-        self.high = torch.cat(self._kept).max().clamp_min(1e-12)
+        if self._sum is None:
+            raise ConfigError("there is no frame to compute the mean descriptor from")
+        self.mean = (self._sum / self._count).float()
+        self._points = torch.cat(self._kept) - self.mean
         self._kept = []
+        self.norm_range = _range(self._points.norm(dim=1), _LOW, _HIGH)
 
-    def values(self, data: Tensor) -> Tensor:
-        """Norms ``(h, w)`` as fractions of the largest, in [0, 1]."""
-        norms: Tensor = data.float().norm(dim=0)
-        return (norms / self.high).clamp(0, 1)
+    def centered(self, features: Features) -> Features:
+        """The features less the mean descriptor, float32."""
+        return replace(features, data=features.data.float() - self.mean[:, None, None])
+
+    def norms(self, features: Features) -> Tensor:
+        """The distance of every cell ``(h, w)`` from the mean descriptor."""
+        norms: Tensor = self.centered(features).data.norm(dim=0)
+        return norms
+
+    def similarity_range(self, descriptor: Tensor) -> tuple[float, float]:
+        """The range of cosines to a normalized, centered descriptor ``(C,)`` in the sample.
+
+        The upper end leaves out the 0.2 percent that are most similar, so that an object of a few cells is
+        bright, too.
+        """
+        return _range(F.normalize(self._points, dim=1) @ descriptor, 0.02, 0.998)
+
+
+def _range(values: Tensor, low: float, high: float) -> tuple[float, float]:
+    ends = values.quantile(torch.tensor([low, high], device=values.device))
+    return float(ends[0]), float(ends[1])
+
+
+def stretch(values: Tensor, low_high: tuple[float, float]) -> Tensor:
+    """Values as fractions of a range, cut to [0, 1]."""
+    low, high = low_high
+    return ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
 
 
 def check_point(xy: tuple[float, float], image_hw: tuple[int, int]) -> None:
@@ -149,9 +191,18 @@ def paint_colors(colors: Tensor, grid: PatchGrid) -> npt.NDArray[np.uint8]:
 def paint_heat(
     values: Tensor, grid: PatchGrid, image: npt.NDArray[np.uint8], *, opacity: float = 0.65
 ) -> npt.NDArray[np.uint8]:
-    """``(h, w)`` in [0, 1] as a heat map over the frame, uint8 ``(H, W, 3)``."""
+    """``(h, w)`` in [0, 1] as a heat map over the frame in gray, uint8 ``(H, W, 3)``."""
     whole = grid.upsample(values.float()[None])[0].clamp(0, 1) * 255
-    heat = cv2.applyColorMap(whole.round().byte().cpu().numpy(), cv2.COLORMAP_TURBO)
-    heat = cv2.cvtColor(heat, cv2.COLOR_BGR2RGB)
-    blended: npt.NDArray[np.uint8] = np.asarray(cv2.addWeighted(heat, opacity, image, 1 - opacity, 0), np.uint8)
-    return blended
+    heat = heat_colors(whole.round().byte().cpu().numpy())
+    blended = cv2.addWeighted(heat, opacity, gray(image), 1 - opacity, 0)
+    return np.asarray(blended, np.uint8)
+
+
+def heat_colors(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The colors of a heat map, uint8 ``(H, W, 3)``, of values ``(H, W)``."""
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(values, HEAT), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def gray(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The image without its colors, uint8 ``(H, W, 3)``, so that only colors that mean something are seen."""
+    return np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)

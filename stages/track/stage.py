@@ -12,16 +12,16 @@ track), :mod:`stages.track.similarity` (what is compared) and :mod:`stages.track
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.records import Detections, Frame, Packet, Track
-from pipeline.core.state import State
+from pipeline.core.state import State, packet_from_state, packet_state
 from stages.track.boxes import boxes_of_objects, clip_to_frame, matching_objects, unlabeled_boxes
 from stages.track.config import TrackConfig
 from stages.track.descriptors import describe_boxes
@@ -29,6 +29,16 @@ from stages.track.manager import TrackManager
 from stages.track.objects import ObjectTracks
 
 DetectionSource = Mapping[int, Detections] | Callable[[Frame], Detections]
+
+
+@runtime_checkable
+class FramesDetector(Protocol):
+    """A detector that may take several frames at once."""
+
+    batched: bool
+
+    def detect_frames(self, frames: Sequence[Frame]) -> list[Detections]:
+        """The boxes of each of several frames."""
 
 
 class Tracker:
@@ -42,24 +52,33 @@ class Tracker:
         detections: Boxes by frame index, or a function that finds them in a frame. Without it, and as long as
             :meth:`step` is given none, the boxes are those of the propagated objects, and a track's id is the
             object's.
+        batch_size: Frames that a detector which takes several gets at once.
 
     Attributes:
         current_index: Index of the frame being worked on, or of the last one; None before the first.
     """
 
-    def __init__(self, config: TrackConfig, *, detections: DetectionSource | None = None) -> None:
+    def __init__(
+        self, config: TrackConfig, *, detections: DetectionSource | None = None, batch_size: int = 1
+    ) -> None:
         self.config = config
         self._detections = detections
+        is_batched = isinstance(detections, FramesDetector) and detections.batched
+        self._batch_size = batch_size if is_batched else 1
         self.reset()
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Add the tracks of each frame; every packet that goes in comes out, in order."""
         for packet in packets:
-            yield self.step(packet)
+            self._waiting.append(packet)
+            if len(self._waiting) >= self._batch_size:
+                yield from self._step_waiting()
+        yield from self._step_waiting()
 
     def reset(self) -> None:
         """Forget the video; the config and the source of detections stay."""
         self.current_index: int | None = None
+        self._waiting: list[Packet] = []
         self._frames = 0
         self._boxes = 0
         self._best_score = -np.inf
@@ -101,6 +120,8 @@ class Tracker:
         """Everything needed to go on with the next packet exactly as if nothing had happened."""
         return {
             "current_index": self.current_index,
+            "waiting": [packet_state(packet) for packet in self._waiting],
+            "devices": [_device(packet) for packet in self._waiting],
             "frames": self._frames,
             "boxes": self._boxes,
             "best_score": None if np.isinf(self._best_score) else self._best_score,
@@ -113,6 +134,10 @@ class Tracker:
         """Go on from :meth:`state`, made by a tracker with the same config."""
         self.reset()
         self.current_index = state["current_index"]
+        self._waiting = [
+            packet_from_state(packet, device)
+            for packet, device in zip(state["waiting"], state["devices"], strict=True)
+        ]
         self._frames, self._boxes = state["frames"], state["boxes"]
         self._best_score = -np.inf if state["best_score"] is None else state["best_score"]
         self._has_detections = state["has_detections"]
@@ -138,6 +163,14 @@ class Tracker:
             "tracks": self._objects.num_tracks + self._manager.num_tracks,
             "returns": self._manager.num_returns,
         }
+
+    def _step_waiting(self) -> Iterator[Packet]:
+        packets, self._waiting = self._waiting, []
+        if len(packets) == 1 or not isinstance(self._detections, FramesDetector):
+            yield from (self.step(packet) for packet in packets)
+        elif packets:
+            found = self._detections.detect_frames([packet.frame for packet in packets])
+            yield from (self.step(packet, own) for packet, own in zip(packets, found, strict=True))
 
     def _boxes_in(self, packet: Packet, detections: Detections | None) -> Detections:
         if detections is not None:
@@ -181,3 +214,7 @@ class Tracker:
         flat = values.reshape(len(found), int(np.prod(values.shape[1:])))
         embeddings = normalize_rows(values.mean(axis=(2, 3))) if config.embeddings else None
         return normalize_rows(flat), embeddings
+
+
+def _device(packet: Packet) -> str:
+    return "cpu" if packet.features is None else str(packet.features.data.device)

@@ -97,6 +97,7 @@ def test_behind_a_slow_stage_every_frame_is_written_in_time(camera: Path, tmp_pa
     assert not (tmp_path / "out" / "segments").exists()
 
 
+@pytest.mark.long
 def test_queues_without_that_limit_would_make_frames_late(
     camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

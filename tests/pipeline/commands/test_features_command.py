@@ -34,6 +34,7 @@ def frames_of(path: Path) -> int:
         ["--view", "pca"],
         ["--view", "saliency"],
         ["--view", "norm"],
+        ["--view", "parts"],
         ["--view", "similarity", "--point", "640,360"],
     ],
     ids=lambda arguments: arguments[1],

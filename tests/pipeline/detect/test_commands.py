@@ -128,6 +128,29 @@ def test_the_entry_for_other_code_gives_supervisions_detections(
     assert set(sure.data["class_name"]) <= {"square", "disk"}
 
 
+def test_run_tracks_what_the_detector_of_a_file_finds(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, labels = trained
+    monkeypatch.setattr(
+        "pipeline.detect.feature_maps.load_backbone", lambda name, **_: short_model(name, weights="random")
+    )
+    video = write_video(tmp_path / "clip.mp4", [load_image(labels.parent / "images" / "1.png")] * 3)
+    sets = (
+        *(f"extract.backbone={BACKBONE}", "extract.weights=random", "extract.short_side=48"),
+        *("cosegment.enabled=false", "propagate.enabled=false"),
+    )
+    options = [part for text in sets for part in ("--set", text)]
+    detector = f"pipeline.detect:load_detector:{checkpoint}"
+    assert run_pipeline.main(["run", str(video), "-o", str(tmp_path), "--detector", detector, *options]) == 0
+    rows = np.loadtxt(tmp_path / "clip" / "tracks.txt", delimiter=",", ndmin=2)
+    last = rows[rows[:, 0] == 3]
+    boxes = np.concatenate([last[:, 2:4] - 1, last[:, 2:4] - 1 + last[:, 4:6]], axis=1)
+    assert box_iou(truth_of(labels, 10), boxes).max(axis=1).min() > 0.6
+    record = json.loads((tmp_path / "clip" / "run.json").read_text())
+    assert record["identity"]["labels"]["detections"]["argument"]["name"] == checkpoint.name
+
+
 def test_lift_is_stored_in_the_file_and_doubles_the_map(trained: tuple[Path, Path], tmp_path: Path) -> None:
     labels = trained[1]
     lift = tmp_path / "lift.safetensors"

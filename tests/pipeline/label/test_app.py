@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ pytest.importorskip("httpx", reason="needs httpx for starlette's test client")
 from starlette.testclient import TestClient
 
 from pipeline import FlowConfig
+from pipeline.core.errors import LabelFileError
+from pipeline.formats.object_names import read_names
 from pipeline.formats.palette import read_indexed_png
 from pipeline.label.app import MAX_BODY_BYTES, make_app
 from pipeline.label.workbench import Workbench
@@ -102,3 +106,33 @@ def test_a_click_gives_an_overlay_and_saving_writes_the_mask(client: TestClient,
 
 def test_nothing_to_save_is_an_error(client: TestClient) -> None:
     assert client.post(f"/{TOKEN}/save", json={"frames": {"0": []}}).status_code == 400
+
+
+def test_a_run_that_is_stopped_keeps_the_frames_that_are_done(client: TestClient, folder: Path) -> None:
+    assert client.post(f"/{TOKEN}/run", json={"start": 0, "frames": {"0": [CLICK]}}).status_code == 200
+    assert client.post(f"/{TOKEN}/run/stop", json={}).status_code == 200
+    for _ in range(600):
+        now = client.get(f"/{TOKEN}/run").json()
+        if not now["running"]:
+            break
+        time.sleep(0.1)
+    assert (now["stopped"], now["error"], now["frames"], now["video"]) == (True, None, 1, True)
+    assert json.loads((folder.parent / "masks_run" / "run.json").read_text())["status"] == "interrupted"
+    assert client.get(f"/{TOKEN}/run/video").status_code == 200
+
+
+def test_names_are_saved_beside_the_masks_and_read_back(client: TestClient, folder: Path) -> None:
+    body = {"frames": {"1": [CLICK]}, "names": {"2": " rabbit ", "3": "not in a mask", "1": ""}}
+    saved = client.post(f"/{TOKEN}/save", json=body).json()["saved"]
+    assert Path(saved[-1]) == folder.parent / "masks" / "names.json"
+    assert read_names(folder.parent / "masks") == read_names(Path(saved[-1])) == {2: "rabbit"}
+
+
+@pytest.mark.parametrize("names", [[], {"0": "a"}, {"x": "a"}, {"1": 5}, {"1": "a\n"}, {"1": "a" * 101}])
+def test_other_names_are_an_error(client: TestClient, names: object, tmp_path: Path) -> None:
+    answer = client.post(f"/{TOKEN}/save", json={"frames": {"1": [CLICK]}, "names": names})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("names")
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(LabelFileError, match="names.json: names"):
+        read_names(tmp_path)

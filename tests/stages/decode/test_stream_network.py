@@ -49,7 +49,7 @@ def restarted(playlist: LivePlaylist) -> LivePlaylist:
     return playlist
 
 
-@pytest.mark.parametrize("fault", ["stall", "404", "reset"])
+@pytest.mark.parametrize("fault", ["stall", "404", pytest.param("reset", marks=pytest.mark.long)])
 def test_a_playlist_that_fails_is_opened_again_and_the_gap_recorded(restarted: LivePlaylist, fault: Mode) -> None:
     lines: list[str] = []
 
@@ -138,6 +138,7 @@ def rtsp_server(port: int) -> Iterator[subprocess.Popen[str]]:
             server.kill()
 
 
+@pytest.mark.long
 def test_an_rtsp_server_that_stalls_and_one_that_is_started_again() -> None:
     if not has_rtsp_server():
         pytest.skip(

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.core.errors import ConfigError
 from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features
-from stages.extract import views
+from stages.extract import view_legend, views
 
 GRID = PatchGrid.from_input((40, 60), (40, 60), patch_px=10, stride_px=10)
 
@@ -56,20 +56,60 @@ def test_too_few_channels_or_frames_are_errors() -> None:
     with pytest.raises(ConfigError, match="no frame"):
         views.JointPca().fit()
     with pytest.raises(ConfigError, match="no frame"):
-        views.NormRange().fit()
+        views.CenteredSample().fit()
     pca = views.JointPca(2)
     pca.update(torch.randn(4, 4, 6))
     with pytest.raises(ConfigError, match="no component 5"):
         pca.fit()
 
 
-def test_norms_share_one_range() -> None:
-    norms = views.NormRange()
-    for scale in (1.0, 4.0):
-        norms.update(torch.ones(9, 2, 2) * scale)
-    norms.fit()
-    assert set(norms.values(torch.ones(9, 2, 2)).flatten().tolist()) == {0.25}
-    assert set(norms.values(torch.ones(9, 2, 2) * 8).flatten().tolist()) == {1.0}
+def centered(count: int = 5) -> views.CenteredSample:
+    sample = views.CenteredSample()
+    for data in maps(count):
+        sample.update(data + 50)
+    sample.fit()
+    return sample
+
+
+def test_a_part_that_all_descriptors_share_changes_nothing() -> None:
+    points = torch.cat([data.flatten(1).T for data in maps()])
+    torch.testing.assert_close(centered().mean, points.mean(0) + 50, atol=1e-4, rtol=0)
+    shifted = Features(maps()[1] + 50, GRID)
+    expected = (maps()[1] - points.mean(0)[:, None, None]).norm(dim=0)
+    torch.testing.assert_close(centered().norms(shifted), expected, atol=1e-4, rtol=1e-4)
+    direct = Features(maps()[1] - points.mean(0)[:, None, None], GRID)
+    cosines = views.similarity_map(centered().centered(shifted), views.descriptor_at(direct, (44.5, 24.5)))
+    torch.testing.assert_close(
+        cosines, views.similarity_map(direct, views.descriptor_at(direct, (44.5, 24.5))), atol=1e-4, rtol=0
+    )
+
+
+def test_norms_share_one_range_and_use_it() -> None:
+    sample = centered()
+    low, high = sample.norm_range
+    norms = torch.stack([sample.norms(Features(data + 50, GRID)) for data in maps()])
+    assert (norms < low).float().mean().item() == pytest.approx(0.01, abs=0.01)
+    assert (norms > high).float().mean().item() == pytest.approx(0.01, abs=0.01)
+    shown = views.stretch(norms, sample.norm_range)
+    assert (shown.min().item(), shown.max().item()) == (0, 1)
+    assert shown.std() > 0.15
+
+
+def test_similarities_of_nearly_equal_keys_are_stretched_over_all_colors() -> None:
+    """The raw cosines of these cells differ by less than 0.1, as those of keys of a real video do."""
+    sample, features = centered(), Features(maps()[0] + 50, GRID)
+    raw = views.similarity_map(features, views.descriptor_at(features, (44.5, 24.5)))
+    assert raw.max() - raw.min() < 0.1
+    middle = sample.centered(features)
+    descriptor = views.descriptor_at(middle, (44.5, 24.5))
+    shown = views.stretch(views.similarity_map(middle, descriptor), sample.similarity_range(descriptor))
+    assert shown[2, 4] == 1
+    assert shown.min() < 0.1
+    assert shown.std() > 0.15
+
+
+def test_an_empty_range_shows_no_value_beyond_the_colors() -> None:
+    assert views.stretch(torch.tensor([0.0, 1.0, 2.0]), (1.0, 1.0)).tolist() == [0, 0, 1]
 
 
 def test_the_descriptor_at_a_cell_center_is_that_cells() -> None:
@@ -95,3 +135,49 @@ def test_pictures_have_the_frames_size() -> None:
     picture = views.paint_colors(torch.ones(3, 4, 6), GRID)
     assert picture.shape == (40, 60, 3)
     assert picture.min() == 255
+
+
+def test_a_heat_map_has_no_colors_of_the_frame() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    flat = views.paint_heat(torch.zeros(4, 6), GRID, image, opacity=0)
+    assert (flat[..., 0] == flat[..., 2]).all()
+    shades = views.heat_colors(np.arange(256, dtype=np.uint8)[None])[0].astype(float)
+    assert (np.diff(shades @ [0.299, 0.587, 0.114]) > -1).all()  # brighter with the value
+
+
+@pytest.mark.parametrize("size", [(200, 300), (720, 1280), (300, 170)])
+def test_the_color_bar_lies_in_the_lower_right_with_both_ends(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 128, np.uint8)
+    view_legend.color_bar(image, (-0.4, 0.95), "cosine")
+    rows, columns = np.nonzero((image != 128).any(axis=2))
+    assert rows.max() == size[0] - 1
+    assert columns.max() == size[1] - 1
+    assert rows.min() > size[0] // 2
+    for color in views.heat_colors(np.array([[0, 255]], np.uint8))[0]:
+        assert (image == color).all(axis=2).any()
+
+
+def test_small_frames_have_no_legend() -> None:
+    image = np.full((64, 90, 3), 128, np.uint8)
+    view_legend.color_bar(image, (0, 1), "cosine")
+    view_legend.color_names(image, np.ones((1, 3), np.uint8), ["part 1"])
+    assert (image == 128).all()
+
+
+def test_names_have_their_colors_and_the_clicked_point_is_kept_in_a_corner() -> None:
+    image = np.full((360, 640, 3), 128, np.uint8)
+    image[100, 600] = (255, 0, 0)
+    colors = np.array([(250, 10, 20), (20, 250, 10)], np.uint8)
+    named = image.copy()
+    view_legend.color_names(named, colors, ["part 1", "part 2"])
+    assert all((named == color).all(axis=2).sum() > 20 for color in colors)
+    inset = view_legend.clicked_inset(image, (635.0, 5.0))
+    assert inset.shape == (90, 90, 3)
+    later = np.zeros_like(image)
+    view_legend.paste_inset(later, inset)
+    assert (later[:90, :90] == inset).all()
+    assert not later[90:].any()
+    marked = image.copy()
+    view_legend.point_mark(marked, (300.0, 200.0))
+    assert marked[200, 300].min() > 240
+    assert ((marked != image).any(axis=2).nonzero()[1].mean()) == pytest.approx(300, abs=1)

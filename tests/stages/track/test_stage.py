@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +184,45 @@ def test_a_restored_tracker_goes_on_bit_for_bit(detect: DetectionSource | None, 
     assert shown(head + list(second(inputs[stop:]))) == shown(expected)
     assert second.report() == whole.report()
     assert any(packet.tracks for packet in expected[20:])
+
+
+class Several:
+    """``moving`` for several frames at once."""
+
+    batched = True
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, frame: Frame) -> Detections:
+        return moving(frame)
+
+    def detect_frames(self, frames: Sequence[Frame]) -> list[Detections]:
+        self.sizes.append(len(frames))
+        return [moving(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("stop", [0, 2, 4, 9])
+def test_frames_held_for_a_batched_detector_are_part_of_the_state(stop: int, tmp_path: Path) -> None:
+    inputs = list(packets(11))
+    expected = list(Tracker(TrackConfig(), detections=moving)(inputs))
+    assert shown(list(Tracker(TrackConfig(), detections=Several(), batch_size=4)(inputs))) == shown(expected)
+    first = Tracker(TrackConfig(), detections=Several(), batch_size=4)
+    head: list[Packet] = []
+    taken: list[int] = []
+
+    def arriving() -> Iterator[Packet]:
+        yield from inputs[:stop]
+        save_state(tmp_path, "track", first.state())  # while the stage asks for its next item, as the runner does
+        taken.append(len(head))
+        yield from inputs[stop:]
+
+    for packet in first(arriving()):
+        head.append(packet)
+    second = Tracker(TrackConfig(), detections=Several(), batch_size=4)
+    second.restore(load_state(tmp_path, "track"))
+    assert taken == [stop // 4 * 4]
+    assert shown(head[: taken[0]] + list(second(inputs[stop:]))) == shown(expected) == shown(head)
 
 
 def test_a_state_is_a_snapshot_that_later_frames_do_not_change(tmp_path: Path) -> None:
