@@ -10,7 +10,7 @@ from pipeline.local.figure_material import Material
 from pipeline.local.figure_plots import DPI, Drawn, Plot, picture_grid
 from pipeline.local.probe_report import draw_spectra
 from stages.extract.high_variance import ChannelVariance
-from stages.extract.views import NormRange, paint_heat
+from stages.extract.views import paint_heat, stretch
 
 _SHARE_OF = (10, 100)
 
@@ -39,15 +39,13 @@ def draw_norms(material: Material) -> Drawn:
     facet = material.token_facet
     plain = material.maps(facet)
     fixed, repair = material.repaired(facet)
-    scale = NormRange()
-    for one in (*plain, *fixed):
-        scale.update(one)
-    scale.fit()
+    largest = max(float(one.norm(dim=0).max()) for one in (*plain, *fixed))
     rows, ratios = [], {}
     for image, before, after in zip(material.described, plain, fixed, strict=True):
-        heats = [paint_heat(scale.values(one), image.grid, image.image, opacity=1.0) for one in (before, after)]
-        rows.append((image.name, [image.image, *heats]))
         norms = [one.norm(dim=0) for one in (before, after)]
+        shown = [stretch(values, (0.0, largest)) for values in norms]
+        heats = [paint_heat(values, image.grid, image.image, opacity=1.0) for values in shown]
+        rows.append((image.name, [image.image, *heats]))
         ratios[image.name] = [round(float(one.max() / one.median()), 3) for one in norms]
     titles = ["image", f"norms of {facet}", f"repaired, {repair['smoothed_tokens']} tokens smoothed"]
     return Drawn([Plot("", picture_grid(rows, titles))], {"largest_over_median": ratios, "repair": repair})

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import run_pipeline
-from pipeline.commands.match import default_facet
+from pipeline.images.match_images import default_facet
 
 # Places marked by hand, (x, y) in pixels: the cat's, then the ibex's.
 MARKED = {

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline.commands.match import draw_matches
 from pipeline.commands.spair import letterbox
 from pipeline.core.errors import InputError, LabelFileError, MediaError, OutputError
 from pipeline.evaluation.localization import corloc, read_voc_boxes
@@ -18,6 +17,7 @@ from pipeline.evaluation.pck import PointErrors, mean_over_categories, nearest_c
 from pipeline.formats.palette import read_indexed_png
 from pipeline.formats.spair import list_pairs, read_pair
 from pipeline.images.image_sets import claim_folder, contact_sheet, find_images, load_named
+from pipeline.images.match_images import draw_matches
 
 
 def test_jaccard_and_precision_by_hand() -> None:
