@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+collect_ignore = ["rtsp_server.py"]  # a program for the system's Python, which has GStreamer
+
+_LONGEST_FILES = ("test_kill_and_resume.py", "test_run_pipeline.py", "test_ray_engine.py", "test_local_engine.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that processes that share the tests end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST_FILES)
+
+
 # Small inputs gain nothing from a second thread, and threads that wait for each other are slow on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start
 torch.set_num_threads(1)

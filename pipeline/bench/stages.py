@@ -13,13 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.locations import DEMO_CLIP
+from pipeline.core.threads import ThreadPools, set_thread_pools
 from pipeline.flow import FlowConfig, load_flow_config, make_stages
 
 
@@ -52,8 +51,7 @@ def bench_stages(
 ) -> None:
     """CPU seconds per frame of each stage of a run, and their sum outside the backbone."""
     flow = load_flow_config(config, overrides or [])
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    set_thread_pools(ThreadPools(torch=threads, opencv=threads, encoder=threads))
     with tempfile.TemporaryDirectory() as folder:
         costs = measure(source, flow, Path(folder), frames)
     table = Table(

@@ -47,11 +47,11 @@ def bench_threads(
     timings = [_measure(pools, source, config, overrides or [], repeats) for pools in settings]
     best, default = min(timing.wall_seconds for timing in timings), default_pools()
     table = Table(title=f"{usable_cores()} cores, best of {repeats} runs", title_justify="left")
-    for name in ("torch", "OpenCV", "FAISS", "x264", "wall s", "CPU s", "over best", ""):
+    for name in ("torch", "OpenCV", "FAISS", "x264", "BLAS", "wall s", "CPU s", "over best", ""):
         table.add_column(name, justify="right")
     for timing in sorted(timings, key=lambda timing: timing.wall_seconds):
         pools = timing.pools
-        sizes = (str(size) for size in (pools.torch, pools.opencv, pools.faiss, pools.encoder))
+        sizes = (str(size) for size in (pools.torch, pools.opencv, pools.faiss, pools.encoder, pools.blas))
         shown = (f"{timing.wall_seconds:.1f}", f"{timing.cpu_seconds:.1f}", f"{timing.wall_seconds / best:.3f}")
         table.add_row(*sizes, *shown, "default" if pools == default else "")
     Console(soft_wrap=True).print(table)

@@ -1,8 +1,8 @@
 """Sizes of the thread pools of the libraries, from the number of cores that the process may use.
 
-Torch, OpenCV, FAISS and x264 each size their pool by the machine's cores, whatever a container or ``taskset``
-allows, and the stages of a run would fight for them. Here the sizes are set in one place: matrix products may use
-every core, everything small runs on its stage's own thread.
+Torch, OpenCV, FAISS, x264 and BLAS each size their pool by the machine's cores, whatever a container or
+``taskset`` allows, and the stages of a run would fight for them. Here the sizes are set in one place: matrix
+products may use every core, everything small runs on its stage's own thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from threadpoolctl import threadpool_limits
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _set: list[ThreadPools] = []
@@ -27,15 +29,18 @@ class ThreadPools:
         opencv: Threads of one function of OpenCV.
         faiss: Threads of FAISS.
         encoder: Threads of x264; the bytes of a video depend on it.
+        blas: Threads of numpy's and SciPy's BLAS. Their products are small, and OpenBLAS' idle threads spin: with
+            two, co-segmentation takes twice the CPU time.
     """
 
     torch: int
     opencv: int = 1
     faiss: int = 1
     encoder: int = 1
+    blas: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.torch, self.opencv, self.faiss, self.encoder) < 1:
+        if min(self.torch, self.opencv, self.faiss, self.encoder, self.blas) < 1:
             raise ValueError(f"a pool needs at least one thread, got {self}")
 
 
@@ -74,6 +79,8 @@ def set_thread_pools(pools: ThreadPools | None = None) -> ThreadPools:
     pools = pools or default_pools()
     _set.clear()
     _set.append(pools)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(pools.blas))  # of libraries that are loaded later
+    threadpool_limits(pools.blas, user_api="blas")
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(pools.torch)
     if cv2 := sys.modules.get("cv2"):

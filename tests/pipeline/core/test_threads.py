@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from pipeline.core import threads
 from pipeline.core.threads import (
@@ -77,6 +78,7 @@ def test_the_pools_are_set() -> None:
         assert set_thread_pools(ThreadPools(torch=2, opencv=2)) == ThreadPools(torch=2, opencv=2)
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
         assert current_pools() == ThreadPools(torch=2, opencv=2)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     finally:
         set_thread_pools(ThreadPools(torch=before[0], opencv=before[1]))
 
