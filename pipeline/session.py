@@ -24,7 +24,7 @@ from pipeline.report import write_report
 from pipeline.run_record import RunResult, Status, finished_before, run_identity, write_record
 from stages.decode import StreamDecoder
 from stages.write import SegmentWriter, Writer
-from stages.write.folder import CHECKPOINT
+from stages.write.folder import CHECKPOINT, REPORT
 
 _NOT_IN_IDENTITY: Final[dict[str, Any]] = {
     "queue_depth": True,
@@ -102,6 +102,7 @@ class Session:
         """
         finished = finished_before(self.result.folder, self.result.source, self._identity)
         if finished is not None:
+            self._complete(finished)
             return finished
         snapshot = find_snapshot(self.result.folder / CHECKPOINT)
         if snapshot is not None and self.checkpointer is not None:
@@ -173,6 +174,16 @@ class Session:
                 write.discard_checkpoint()
             self._write_report(write)
         result.paths = [*write.paths(), *result.paths]
+
+    def _complete(self, finished: RunResult) -> None:
+        """What a process that was killed right after its ``run.json`` had no time for."""
+        write = self._stages.write
+        if not isinstance(write, Writer):
+            return
+        write.discard_checkpoint()
+        if not (finished.folder / REPORT).exists():
+            self._write_report(write)
+            finished.warnings += self.result.warnings
 
     def _write_report(self, write: Writer | SegmentWriter) -> None:
         """Write ``report.html``; a page that cannot be made is a warning, as the results are there."""

@@ -100,6 +100,15 @@ def test_run_gives_a_result_that_says_what_was_done(video: Path, tmp_path: Path)
     assert again.frames == 12
 
 
+def test_a_run_killed_right_after_its_record_is_tidied_up(video: Path, tmp_path: Path) -> None:
+    run(video, tmp_path / "out", SMALL)
+    whole = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    (tmp_path / "out" / "report.html").unlink()
+    (tmp_path / "out" / "checkpoint" / "state-000001").mkdir(parents=True)
+    assert run(video, tmp_path / "out", SMALL, resume=True).was_done
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == whole
+
+
 def test_a_run_with_other_masks_is_another_run(video: Path, tmp_path: Path) -> None:
     config = SMALL.only("propagate", "write")
     first, second = np.zeros((48, 64), np.uint8), np.zeros((48, 64), np.uint8)

@@ -115,7 +115,7 @@ def test_a_killed_driver_takes_its_workers_with_it_and_ctrl_c_can_be_gone_on_fro
     start: Start, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
-    for name, frames in (("a", 64), ("b", 200)):  # b must still be under way when the signal comes
+    for name, frames in (("a", 64), ("b", 500)):  # b must still be under way when the signal comes
         make_long_clip(folder, name, frames)
     wanted = one_by_one(folder, tmp_path / "wanted")
     driver = start(folder, out)
