@@ -22,6 +22,7 @@ from pipeline.core.arrays import normalize_rows
 from pipeline.core.colors import PART_COLORS
 from pipeline.core.errors import ConfigError, MediaError
 from pipeline.core.files import write_bytes_whole, write_json_whole
+from pipeline.core.options import listed_numbers
 from pipeline.formats.image_folder import load_image
 from pipeline.formats.landmarks import LandmarkImage, LandmarkSet, read_celeba, read_cub
 from pipeline.images import image_sets
@@ -126,10 +127,7 @@ def landmarks(
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
-    try:
-        values = [int(value) for value in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: give whole numbers separated by commas") from error
+    values = list(listed_numbers(option, text, int))
     if min(values) < 1 or max(values) > 255:
         raise ConfigError(f"{option} {text}: give numbers from 1 to 255")
     return values

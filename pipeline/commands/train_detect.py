@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.core.config import load_config
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_bytes_whole
+from pipeline.core.options import listed_numbers
 from pipeline.detect.coco_data import CocoSet, read_coco
 from pipeline.detect.feature_maps import FeatureMaps, PlainMaps, build_maps
 from pipeline.detect.map_sources import CachedMaps, LiveMaps, MapSource, Sample
@@ -86,11 +87,12 @@ def train_detect(
     data = read_coco(annotations, images)
     if start is None:
         options = {
-            "backbone": backbone, "facet": facet, "canvas_hw": _numbers(size, "--size", int), "channels": channels,
+            "backbone": backbone, "facet": facet, "channels": channels,
+            "canvas_hw": listed_numbers("--size", size, int),
             "anchor_cells": anchor_cells, "rpn_convs": rpn_convs, "box_convs": box_convs, "box_hidden": box_hidden,
             "mask_convs": mask_convs,
         }  # fmt: skip
-        detector = new_detector(options, data, lift, weights, _numbers(levels, "--levels", float), seed)
+        detector = new_detector(options, data, lift, weights, listed_numbers("--levels", levels, float), seed)
     else:
         detector = load_any_detector(start, backbone_weights=weights, device="cpu").detector
         _check_categories(detector.settings, data, start)
@@ -163,13 +165,6 @@ def _chosen_lift(lift: str, maps: FeatureMaps) -> LoadedLift | None:
     if isinstance(maps, PlainMaps):
         return require_lift(lift, maps.backbone, maps.spec)
     return load_lift(Path(lift), patch_px=maps.patch_px)
-
-
-def _numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[float, ...]:
-    try:
-        return tuple(kind(value) for value in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: give numbers separated by commas") from error
 
 
 def _check_categories(settings: DetectorSettings, data: CocoSet, start: Path) -> None:

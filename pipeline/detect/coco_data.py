@@ -21,7 +21,7 @@ from pipeline.detect.heads import Target
 from pipeline.detect.model import Placement
 from pipeline.export.polygons import fill_polygon
 from pipeline.formats.json_file import is_index, load_json, shorten
-from pipeline.formats.rle import decode_mask
+from pipeline.formats.rle import decode_mask, mask_of_counts
 
 Mask = npt.NDArray[np.bool_]
 
@@ -182,17 +182,11 @@ def object_mask(item: CocoObject, image_hw: tuple[int, int], where: str) -> Mask
             raise ValueError(f"its size is {size}, the image's {image_hw}")
         if isinstance(counts, str):
             return decode_mask(counts, image_hw)
-        return _from_counts(np.asarray(counts, np.int64), image_hw)
+        return mask_of_counts(counts, image_hw)
     except (KeyError, TypeError, ValueError, OverflowError, cv2.error) as error:
         raise LabelFileError(
             f"{where}: a segmentation cannot be read ({' '.join(str(error).split())[:120]})"
         ) from error
-
-
-def _from_counts(counts: npt.NDArray[np.int64], image_hw: tuple[int, int]) -> Mask:
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != image_hw[0] * image_hw[1]:
-        raise ValueError("the runs do not cover the image")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(image_hw, order="F")
 
 
 def make_target(image: CocoImage, place: Placement, canvas_hw: tuple[int, int], *, mirrored: bool) -> Target:

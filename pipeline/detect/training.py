@@ -12,9 +12,7 @@ weights.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import LabelFileError, OutputError
-from pipeline.core.files import write_bytes_whole
+from pipeline.core.errors import LabelFileError
 from pipeline.detect.coco_data import CocoSet, make_target
 from pipeline.detect.map_sources import MapSource, Sample
 from pipeline.detect.model import Detector
+from pipeline.training.checkpoint_file import (
+    half_cosine_rate,
+    load_checkpoint,
+    refuse_other_training,
+    save_checkpoint,
+)
 
 WARM_UP_STEPS = 50
 LARGEST_GRADIENT = 5.0
@@ -175,8 +178,7 @@ class Trainer:
         return {name: round(float(value.detach()), 6) for name, value in losses.items()}
 
     def _learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
-        return warm * self.settings.learning_rate * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
+        return half_cosine_rate(self.settings.learning_rate, self.step, self.total_steps, WARM_UP_STEPS)
 
     def _key(self) -> dict[str, Any]:
         """Everything the weights depend on, beside the step."""
@@ -196,7 +198,6 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, complete or not at all."""
-        buffer = io.BytesIO()
         state = {
             "key": self._key(),
             "step": self.step,
@@ -204,23 +205,12 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history.losses,
         }
-        torch.save(state, buffer)
-        write_bytes_whole(self.checkpoint, buffer.getvalue())
+        save_checkpoint(self.checkpoint, state)
 
     def _resume(self) -> None:
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            stored = dict(state["key"])
-        except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise OutputError(
-                f"{self.checkpoint}: cannot be read as a checkpoint; delete it or use --restart"
-            ) from error
-        other = [name for name, value in self._key().items() if stored.get(name) != value]
-        if other:
-            raise OutputError(
-                f"{self.checkpoint}: was made with other {', '.join(other)}; use --restart to start over, or "
-                "another --output"
-            )
+        state = load_checkpoint(self.checkpoint, ("key", "step", "model", "optimizer", "history"), "cpu")
+        other = [name for name, value in self._key().items() if state["key"].get(name) != value]
+        refuse_other_training(self.checkpoint, other)
         self.detector.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])

@@ -91,7 +91,21 @@ def decode_mask(text: str, image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     >>> decode_mask("0111", (2, 2)).tolist()
     [[True, True], [False, True]]
     """
-    counts = decompress_counts(text)
+    return mask_of_counts(decompress_counts(text), image_hw)
+
+
+def mask_of_counts(counts: npt.ArrayLike, image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The mask ``(H, W)`` of run lengths, column by column, the first of pixels outside.
+
+    Raises:
+        ValueError: They are no list, one is negative, or they do not fill the mask.
+
+    >>> mask_of_counts([1, 3], (2, 2)).tolist()
+    [[False, True], [True, True]]
+    """
+    counts = np.asarray(counts, np.int64)
+    if counts.ndim != 1 or (counts < 0).any():
+        raise ValueError("run lengths must be a list of numbers from 0 on")
     if counts.sum() != image_hw[0] * image_hw[1]:
         raise ValueError(f"the runs cover {counts.sum()} pixels of {image_hw[0]} x {image_hw[1]}")
     values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)

@@ -27,7 +27,7 @@ from matplotlib.path import Path as Path2D
 from pipeline.core.errors import LabelFileError, MediaError
 from pipeline.core.files import IMAGE_SUFFIXES, natural_key
 from pipeline.formats.json_file import load_json
-from pipeline.formats.rle import decode_mask
+from pipeline.formats.rle import decode_mask, mask_of_counts
 from pipeline.local.labeled_set import LabelClass, LabeledImage, LabeledSet, Labels
 
 Polygon = npt.NDArray[np.float32]
@@ -261,7 +261,6 @@ def _decode(
     try:
         if isinstance(counts, str):
             return decode_mask(counts, size_hw)
-        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return values.reshape(size_hw, order="F")
+        return mask_of_counts(counts, size_hw)
     except ValueError as error:
         raise LabelFileError(f"{where}: its run lengths do not fill its mask ({error})") from error

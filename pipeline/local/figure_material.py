@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.options import listed_numbers
 from pipeline.images.image_sets import DescribedImage, describe, image_extractor
 from pipeline.local.image_source import Named
 from pipeline.local.patch_features import BackboneName
@@ -182,10 +182,7 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
     """
     if not text.strip():
         return None
-    try:
-        return tuple(int(name) for name in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--layers {text}: give whole numbers, for example 2,5,8,11") from None
+    return listed_numbers("--layers", text, int)
 
 
 def doubled(maps: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from pipeline.core.errors import LiftstreamError, OutputError
 from pipeline.core.files import path_inside, write_text_whole
 from pipeline.formats.run_folder import RunFolder, find_runs
-from pipeline.report.markup import Markup, document, element, table, text
+from pipeline.report.markup import Markup, element, report_document, table, text
 from pipeline.report.strips import Clock, mean_doubt, most_doubtful, object_strips, track_strips
 from stages.write.folder import REPORT
 
@@ -49,7 +49,7 @@ def index_page(folder: Path) -> str:
         what, content = "Runs, the most doubtful first", _runs_table(*_runs(folder))
     note = element("p", text(f"{what}; click a column to sort by it."), class_="note")
     body = element("main", element("h1", text(folder.resolve().name)), note, content)
-    return document(f"{folder.resolve().name}: liftstream results", body, script="index.js")
+    return report_document(f"{folder.resolve().name}: liftstream results", body, script="index.js")
 
 
 @dataclass(frozen=True, slots=True)

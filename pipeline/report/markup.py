@@ -72,16 +72,32 @@ def embedded_json(values: Any) -> Markup:
     return f'<script type="application/json" id="data">{content}</script>'
 
 
-def document(title: str, body: Markup, *, data: Any = None, script: str = "report.js") -> str:
-    """A whole page that needs no other file but the video beside it.
+def data_address(kind: str, content: bytes) -> str:
+    """Bytes as a ``data:`` address, for pictures inside a page; ``kind`` is such as ``image/png``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
-    The content security policy allows the page's own script and nothing else: no network, no other script.
+
+def document(
+    title: str, body: Markup, *, style: str, script: str = "", data: Any = None, media_beside: bool = False
+) -> str:
+    """A whole page that needs no network.
+
+    The content security policy allows the page's own script and embedded pictures, and nothing else.
+
+    Args:
+        title: Of the window.
+        body: HTML.
+        style: CSS.
+        script: JavaScript, or empty.
+        data: What the script reads.
+        media_beside: Also allow pictures and videos in files beside the page.
     """
-    code, style = asset(script), asset("report.css")
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    media = "img-src data: file: 'self'; media-src 'self' file:" if media_beside else "img-src data:"
+    allowed = f"'sha256-{digest}'" if script else "'none'"
     policy = (
-        "default-src 'none'; img-src data: file: 'self'; media-src 'self' file:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; {media}; style-src 'unsafe-inline'; "
+        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
     head = (
         '<meta charset="utf-8">'
@@ -92,10 +108,15 @@ def document(title: str, body: Markup, *, data: Any = None, script: str = "repor
     payload = "" if data is None else embedded_json(data)
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>'
-        f"<body>{body}{payload}<script>{code}</script></body></html>\n"
+        f"<body>{body}{payload}{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 
-def asset(name: str) -> str:
-    """A file that goes into the page."""
-    return resources.files("pipeline.report").joinpath("assets", name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "pipeline.report") -> str:
+    """A file of a package's ``assets`` that goes into a page."""
+    return resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def report_document(title: str, body: Markup, *, data: Any = None, script: str = "report.js") -> str:
+    """A page in the style of the reports, with the files of a run beside it."""
+    return document(title, body, style=asset("report.css"), script=asset(script), data=data, media_beside=True)

@@ -9,7 +9,7 @@ from pipeline.core.files import path_inside, write_text_whole
 from pipeline.formats.run_folder import VIDEO, RunFolder
 from pipeline.report import facts
 from pipeline.report.charts import confidence_strips, name_of, swatch, time_line
-from pipeline.report.markup import Markup, document, element, section, text
+from pipeline.report.markup import Markup, element, report_document, section, text
 from pipeline.report.pictures import packed_masks, thumbnails
 from pipeline.report.strips import Clock, Moment, Strip, most_doubtful, object_strips, track_strips
 from stages.write.folder import REPORT
@@ -58,7 +58,7 @@ def report_page(run: RunFolder) -> str:
     )
     data = {"frame_seconds": clock.frame_seconds, "duration": clock.duration, "masks": masks}
     data["colors"] = {str(strip.object_id): strip.color for strip in of_objects}
-    return document(f"{run.name}: liftstream report", element("main", body), data=data)
+    return report_document(f"{run.name}: liftstream report", element("main", body), data=data)
 
 
 def _has_problems(run: RunFolder) -> bool:

@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline.core.colors import OBJECT_COLORS
 from pipeline.formats.palette import read_indexed_png
 from pipeline.formats.run_folder import VIDEO, RunFolder
+from pipeline.report.markup import data_address
 from pipeline.report.strips import Clock
 
 MAX_MASKS = 300
@@ -77,7 +78,7 @@ def _colored(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _jpeg(image: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address("image/jpeg", buffer.getvalue())
 
 
 def packed_masks(run: RunFolder, clock: Clock) -> dict[str, Any] | None:

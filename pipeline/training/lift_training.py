@@ -15,21 +15,22 @@ from its checkpoint ends, on the same machine, with bit-identical weights.
 
 from __future__ import annotations
 
-import io
-import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.errors import OutputError
-from pipeline.core.files import write_bytes_whole
+from pipeline.training.checkpoint_file import (
+    half_cosine_rate,
+    load_checkpoint,
+    refuse_other_training,
+    save_checkpoint,
+)
 from pipeline.training.lift_data import Batch, FeatureCache
 from pipeline.training.lift_start import start_as_bilinear
 from pipeline.training.lift_statistics import LEVELS, evaluate, hold_batch_norms, match_norms, settle_batch_norms
@@ -224,8 +225,7 @@ class Trainer:
         if self.settings.schedule == "constant":
             return rate
         # Adam's first steps have full length whatever the gradient is: without warm-up they destroy the start.
-        warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
-        return warm * rate * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
+        return half_cosine_rate(rate, self.step, self.total_steps, WARM_UP_STEPS)
 
     def _batch(self, epoch: int, position: int) -> Batch:
         rng = np.random.default_rng([self.settings.seed, epoch])
@@ -250,25 +250,15 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes_whole(self.checkpoint, buffer.getvalue())
+        save_checkpoint(self.checkpoint, state)
 
     def _resume(self) -> None:
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise OutputError(
-                f"{self.checkpoint}: cannot be read as a checkpoint; delete it to start over"
-            ) from error
+        keys = ("settings", "cache", "step", "model", "optimizer", "history")
+        state = load_checkpoint(self.checkpoint, keys, self.device)
         other = [k for k, v in asdict(self.settings).items() if state["settings"].get(k) != v]
         if state["cache"] != self.cache.key.digest():
             other.append("the images or the backbone")
-        if other:
-            raise OutputError(
-                f"{self.checkpoint}: was made with other {', '.join(other)}; delete it to start over, or use "
-                "another --output"
-            )
+        refuse_other_training(self.checkpoint, other)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import OutputError
-from pipeline.core.files import path_inside
+from pipeline.core.files import path_inside, write_json_whole
 
 RECORD = "run.json"
 FILE_LIST = "files.sha256"
@@ -99,6 +99,14 @@ def clear_segment(folder: Path) -> None:
     for inner in [*(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()), folder]:
         if not any(inner.iterdir()):
             inner.rmdir()
+
+
+def take_over(folder: Path) -> None:
+    """Make a folder that of a run that begins: without the files of an earlier one, and marked as ours."""
+    clear_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Says whose folder this is, should the run be killed before it can say more.
+    write_json_whole(folder / RECORD, {"producer": PRODUCER, "status": "running"})
 
 
 def listed_files(folder: Path) -> Iterator[Path]:

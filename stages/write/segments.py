@@ -27,7 +27,7 @@ from pipeline.core.errors import OutputError
 from pipeline.core.files import path_inside, whole_file, write_json_whole
 from pipeline.core.records import Packet, VideoInfo
 from stages.write.config import WriteConfig
-from stages.write.folder import CHECKPOINT, FILE_LIST, PRODUCER, RECORD, SEGMENT, SEGMENTS, clear_output
+from stages.write.folder import CHECKPOINT, FILE_LIST, RECORD, SEGMENT, SEGMENTS, take_over
 from stages.write.stage import OBJECTS, TRACKS, Writer, listed
 from stages.write.tables import OBJECT_COLUMNS, GrowingText
 from stages.write.video import TIME_BASE, join_videos
@@ -173,9 +173,7 @@ class SegmentWriter:
         """Take over the folder, once, when the first frame is there."""
         if self._begun:
             return
-        clear_output(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json_whole(self.folder / RECORD, {"producer": PRODUCER, "status": "running"})
+        take_over(self.folder)
         self._begun = True
 
     def has_begun(self) -> bool:

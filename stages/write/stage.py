@@ -32,13 +32,17 @@ from pipeline.core.files import (
     sync_to_disk,
     whole_file,
     write_bytes_whole,
-    write_json_whole,
 )
 from pipeline.core.records import Packet, VideoInfo
 from pipeline.core.state import State
 from pipeline.formats.palette import encode_indexed_png
 from stages.write.config import WriteConfig
-from stages.write.folder import CHECKPOINT, FILE_LIST, PRODUCER, RECORD, clear_output, clear_partial_files
+from stages.write.folder import (
+    CHECKPOINT,
+    FILE_LIST,
+    clear_partial_files,
+    take_over,
+)
 from stages.write.tables import OBJECT_COLUMNS, GrowingText, object_lines, track_lines
 from stages.write.video import SegmentedVideo, join_segments, segment_files
 
@@ -190,10 +194,7 @@ class Writer:
         """Take over the folder, once: call it when the first frame is there, as an earlier run's files go now."""
         if self._begun:
             return
-        clear_output(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Says whose folder this is, should the run be killed before it can say more.
-        write_json_whole(self.folder / RECORD, {"producer": PRODUCER, "status": "running"})
+        take_over(self.folder)
         self._work.mkdir(exist_ok=True)
         self._begun = True
 
