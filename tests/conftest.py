@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +43,14 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the measuring data in {path}")
     return path
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Children heed Ctrl-C, even if these tests run in the background of a shell, where they would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -50,14 +50,14 @@ class Killer:
         )
 
     def run(self, source: Path, output: Path, **request: Any) -> tuple[int, float]:
-        """Exit code (or minus the signal) and seconds of one run."""
+        """Exit code (or minus the signal) and CPU seconds of one run."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         values = {"source": str(source), "output": str(output), "settings": SETTINGS, **request}
         self._process.stdin.write(json.dumps(values) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return answer["code"], answer["seconds"]
+        return answer["code"], answer["cpu_seconds"]
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -264,14 +264,6 @@ def test_a_stage_that_fails_leaves_a_playable_video_and_ends_with_1(
     assert written <= 6
     if written:
         assert len(frames_of(tmp_path / "square" / "annotated.mp4")) == written
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """Children heed Ctrl-C, even if these tests run in the background of a shell, where they would ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeds_interrupts")

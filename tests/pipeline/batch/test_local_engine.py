@@ -110,6 +110,7 @@ def wait_for_work(out: Path, name: str) -> int:
     raise TimeoutError(f"nobody began with {name}")
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.timeout(300)
 def test_a_killed_driver_takes_its_workers_with_it_and_ctrl_c_can_be_gone_on_from(
     start: Start, tmp_path: Path
