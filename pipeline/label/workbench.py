@@ -137,7 +137,9 @@ class Workbench:
             paths.append(write_names(self.masks_folder, named))
         return paths
 
-    def start_run(self, start: int, prompts: Mapping[int, Sequence[Prompt]]) -> None:
+    def start_run(
+        self, start: int, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None
+    ) -> None:
         """Run the flow from a frame on with the masks of that frame and later ones, in a thread.
 
         Raises:
@@ -153,13 +155,15 @@ class Workbench:
         config = self._config.model_copy(update={"decode": decode})
         total = Decoder(decode, self.info).expected_frames()
         self.progress = RunProgress(running=True, total=total)
-        threading.Thread(target=self._run, args=(config, masks, self.progress), daemon=True).start()
+        threading.Thread(target=self._run, args=(config, masks, names or {}, self.progress), daemon=True).start()
 
     def stop_run(self) -> None:
         """End the run that is going on, if there is one; the frames that are done are kept."""
         self.progress.stopping = True
 
-    def _run(self, config: FlowConfig, masks: Mapping[int, IndexMask], progress: RunProgress) -> None:
+    def _run(
+        self, config: FlowConfig, masks: Mapping[int, IndexMask], names: Mapping[int, str], progress: RunProgress
+    ) -> None:
         def on_packet(packet: Packet) -> None:
             progress.frames += 1
             if packet.annotated is not None:
@@ -170,7 +174,7 @@ class Workbench:
         try:
             with self._computing:
                 run(
-                    self.info.path, self._run_folder, config, masks=masks, overwrite=True,
+                    self.info.path, self._run_folder, config, masks=masks, names=names, overwrite=True,
                     extractor=self._extractor, on_packet=on_packet,
                 )  # fmt: skip
         except LiftstreamError as error:
