@@ -37,6 +37,7 @@ from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Mark, Pipeline
 from pipeline.formats.detections import read_detections
 from pipeline.formats.masks import load_masks
+from pipeline.formats.object_names import check_names, names_beside
 from pipeline.prompts import Prompt, masks_from_prompts, masks_on_frame
 from pipeline.run_record import RunResult
 from pipeline.session import Session
@@ -193,6 +194,7 @@ def run(
     *,
     masks: Masks | Path | None = None,
     prompts: Sequence[Prompt] = (),
+    names: Mapping[int, str] | None = None,
     detections: DetectionSource | Path | None = None,
     extractor: Extractor | None = None,
     overwrite: bool = False,
@@ -211,6 +213,8 @@ def run(
         config: The defaults if None.
         masks: Annotations by frame index, or a file or folder of them (see :mod:`pipeline.formats.masks`).
         prompts: Points and boxes that masks are made from, beside ``masks``; see docs/prompts.md.
+        names: Names of objects by id, for the report and exports; beside those in ``names.json`` of a folder of
+            masks, and before them.
         detections: Boxes by frame index, a detector, or a file (see :mod:`pipeline.formats.detections`).
         extractor: A loaded one, to share its backbone between videos.
         overwrite: Replace the files of an earlier run of ours.
@@ -231,6 +235,7 @@ def run(
         KeyboardInterrupt: Ctrl-C; as for StageError.
     """
     path, output, config = Path(source), Path(output), config or FlowConfig()
+    object_names = {**names_beside(masks), **check_names(names or {})}
     with _opened(source, config, output, on_notice, overwrite=overwrite, resume=resume) as live:
         if live is not None:
             live.stop_when(stop)
@@ -246,7 +251,7 @@ def run(
             masks=given, detections=_read_detections(detections, info),
         )  # fmt: skip
         labels = {"masks": masks, "detections": detections, "prompts": [repr(prompt) for prompt in prompts]}
-        session = Session(info.path, output, config, stages, labels=labels)
+        session = Session(info.path, output, config, stages, labels=labels, names=object_names)
         if resume and (finished := session.resume()) is not None:
             return finished
         on_start(stages)

@@ -50,6 +50,7 @@ class RunResult:
         statistics: What each stage did in this process.
         bottleneck: The stage that was busy longest.
         paths: Files and folders written.
+        object_names: Names given to objects, by id.
     """
 
     source: Path
@@ -65,6 +66,7 @@ class RunResult:
     statistics: list[StageStatistics] = field(default_factory=list)
     bottleneck: str | None = None
     paths: list[Path] = field(default_factory=list)
+    object_names: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_record(
@@ -82,6 +84,7 @@ def write_record(
         "status": result.status,
         "problem": result.problem,
         "input": describe_input(info),
+        "object_names": {str(number): name for number, name in sorted(result.object_names.items())},
         "frames": result.frames,
         "resumed_at": result.resumed_at,
         "seconds": round(result.seconds, 3),

@@ -58,6 +58,7 @@ class Session:
         stages: From :func:`pipeline.assembly.make_stages`.
         labels: What was given as masks, detections and prompts; paths and lists of texts become part of the run's
             identity.
+        names: Names of objects by id; they change no byte of the results and are not part of the identity.
 
     Attributes:
         pipe: The pipeline to run the stages in.
@@ -66,10 +67,17 @@ class Session:
     """
 
     def __init__(
-        self, source: Path, output: Path, config: FlowConfig, stages: Stages, *, labels: Mapping[str, object]
+        self,
+        source: Path,
+        output: Path,
+        config: FlowConfig,
+        stages: Stages,
+        *,
+        labels: Mapping[str, object],
+        names: Mapping[int, str],
     ) -> None:
         self.pipe = Pipeline(config.queue_depth)
-        self.result = RunResult(source, output)
+        self.result = RunResult(source, output, object_names=names)
         self._name = stages.info.shown
         self.checkpointer: Checkpointer | None = None
         self._stages = stages

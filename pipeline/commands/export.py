@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from pipeline.core.options import numbers_in
-from pipeline.export import ExportRequest, LabeledRun, export_run, parse_names
-from pipeline.formats.object_names import read_names
+from pipeline.export import ExportRequest, LabeledRun, export_run
+from pipeline.formats.object_names import parse_names, read_names
 from pipeline.formats.run_folder import RunFolder
 
 Format = Literal["coco", "yolo-seg", "mots", "youtube-vis", "cvat-video", "mask-video", "parquet"]
@@ -23,11 +23,18 @@ def export(
         Path | None, typer.Option("--output", "-o", help="File or folder; by default beside OUT.")
     ] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--name", metavar="ID=NAME", help="The category of an object, e.g. 1=bear.")
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="ID=NAME",
+            help="The category of an object, e.g. 1=bear; the run's own names stay for the others.",
+        ),
     ] = None,
     names_from: Annotated[
         Path | None,
-        typer.Option("--names", metavar="FILE", help="names.json of the label page, or the folder it is in."),
+        typer.Option(
+            "--names", metavar="FILE", help="names.json, or the folder it is in; before the names in the run."
+        ),
     ] = None,
     images: Annotated[
         bool, typer.Option("--images", help="Write the frames as JPEG too (coco, yolo-seg).")

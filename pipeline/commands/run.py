@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -22,6 +22,7 @@ from pipeline.core.locations import DEMO_CLIP
 from pipeline.core.records import Packet
 from pipeline.flow import FlowConfig, RunResult, load_flow_config
 from pipeline.flow import run as run_flow
+from pipeline.formats.object_names import parse_names
 from pipeline.formats.track_lines import STANDARD_OUTPUT
 from pipeline.image_detector import ImageDetector, load_image_detector
 from pipeline.prompts.prompt import Prompt, parse_prompts
@@ -67,6 +68,9 @@ def run(
     boxes: Annotated[
         list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1[:OBJECT]", help="A box around an object.")
     ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", metavar="ID=NAME", help="What an object is called, e.g. 1=bear.")
+    ] = None,
     at: Annotated[
         float | None, typer.Option("--at", help="Seconds; the frame of --point, --not and --box.")
     ] = None,
@@ -109,7 +113,8 @@ def run(
         raise InputError("--point, --not and --box belong to one input; run the others without them")
     found = _load_detector(detector, detections, flow_config)
     requests = plan(inputs, output, masks, detections)
-    requests = [replace(request, prompts=prompts, detector=found) for request in requests]
+    object_names = parse_names(names or [])
+    requests = [replace(r, prompts=prompts, detector=found, names=object_names) for r in requests]
     outputs = Outputs(preview, tracks_to)
     if (preview or tracks_to) and len(inputs) > 1:
         raise InputError("--preview and --tracks-to belong to one input; run the others without them")
@@ -143,6 +148,7 @@ class Request:
     detections: Path | None = None
     prompts: tuple[Prompt, ...] = ()
     detector: ImageDetector | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def plan(inputs: list[str], output: Path, masks: Path | None, detections: Path | None) -> list[Request]:
@@ -277,6 +283,7 @@ def _run_one(
             config,
             masks=request.masks,
             prompts=request.prompts,
+            names=request.names,
             detections=request.detector or request.detections,
             extractor=extractors.get(),
             overwrite=overwrite,

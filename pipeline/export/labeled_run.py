@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,7 +64,8 @@ class LabeledRun:
 
     Args:
         run: The run's folder.
-        names: Categories by object id; objects without one are called ``object``.
+        names: Categories by object id, before those in the record of the run; objects without one are called
+            ``object``.
 
     Raises:
         OutputError: The run has no masks.
@@ -87,12 +88,14 @@ class LabeledRun:
             )
         }  # fmt: skip
         self.object_ids: list[int] = [number for number in self.table.ids() if number > 0]
-        self._names = dict(names or {})
-        for number, name in self._names.items():
+        for number, name in (names or {}).items():
             if number not in self.object_ids:
                 raise ConfigError(f"object {number} does not exist; objects: {self.object_ids}")
             if not name or not name.isprintable():
                 raise ConfigError(f"the name of object {number} is empty or not printable")
+        # A run may have been stopped before an object that has a name was seen.
+        recorded = {number: name for number, name in run.object_names.items() if number in self.object_ids}
+        self._names = {**recorded, **(names or {})}
 
     @property
     def categories(self) -> list[str]:
@@ -127,21 +130,3 @@ class LabeledRun:
             if len(rows):
                 box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
                 yield ObjectMask(number, inside, box, self._confidence.get((index, number), 1.0))
-
-
-def parse_names(texts: Sequence[str]) -> dict[int, str]:
-    """Categories from ``ID=NAME`` options.
-
-    Raises:
-        ConfigError: An option of another form.
-
-    >>> parse_names(["1=bear", "2=cub"])
-    {1: 'bear', 2: 'cub'}
-    """
-    names: dict[int, str] = {}
-    for text in texts:
-        number, equals, name = text.partition("=")
-        if not equals or not number.strip().isdecimal():
-            raise ConfigError(f"--name {text}: write it as ID=NAME, for example 1=bear")
-        names[int(number)] = name.strip()
-    return names

@@ -1,12 +1,12 @@
-"""``names.json``: the names of objects beside their masks, as ``{"1": "bear"}``."""
+"""``names.json``: the names of objects beside their masks, as ``{"1": "bear"}``; and ``ID=NAME`` options."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.core.errors import InputError, LabelFileError
+from pipeline.core.errors import ConfigError, InputError, LabelFileError
 from pipeline.core.files import write_json_whole
 from pipeline.formats.json_file import load_json
 
@@ -55,3 +55,30 @@ def write_names(folder: Path, names: Mapping[int, str]) -> Path:
     path = folder / NAMES_FILE
     write_json_whole(path, {str(number): name for number, name in sorted(names.items())})
     return path
+
+
+def names_beside(masks: object) -> dict[int, str]:
+    """The names in ``names.json`` of a folder of masks; none where ``masks`` is not a folder that has one.
+
+    Raises:
+        LabelFileError: The file cannot be read or holds something else.
+    """
+    return read_names(masks) if isinstance(masks, Path) and (masks / NAMES_FILE).is_file() else {}
+
+
+def parse_names(texts: Sequence[str]) -> dict[int, str]:
+    """Categories from ``ID=NAME`` options.
+
+    Raises:
+        ConfigError: An option of another form.
+
+    >>> parse_names(["1=bear", "2=cub"])
+    {1: 'bear', 2: 'cub'}
+    """
+    names: dict[int, str] = {}
+    for text in texts:
+        number, equals, name = text.partition("=")
+        if not equals or not number.strip().isdecimal():
+            raise ConfigError(f"--name {text}: write it as ID=NAME, for example 1=bear")
+        names[int(number)] = name.strip()
+    return names

@@ -18,10 +18,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import LabelFileError, OutputError
+from pipeline.core.errors import InputError, LabelFileError, OutputError
 from pipeline.core.files import list_images, natural_key, path_inside
 from pipeline.formats.boxes import BoxTable
 from pipeline.formats.mot import read_table
+from pipeline.formats.object_names import check_names
 from pipeline.formats.palette import read_indexed_png
 
 RECORD, VIDEO, TRACKS, OBJECTS = "run.json", "annotated.mp4", "tracks.txt", "objects.csv"
@@ -137,6 +138,18 @@ class RunFolder:
     def name(self) -> str:
         """Name of the input without its folder."""
         return Path(str(self.record["input"].get("path", self.folder.name))).name
+
+    @property
+    def object_names(self) -> dict[int, str]:
+        """Names that were given to objects, by id.
+
+        Raises:
+            OutputError: ``run.json`` holds something else.
+        """
+        try:
+            return check_names(self._section("object_names"))
+        except InputError as error:
+            raise OutputError(f"{self.folder / RECORD}: {error}") from error
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -137,7 +137,8 @@ class Answers:
         start = values.get("start")
         if not isinstance(start, int):
             raise InputError("start is not a frame number")
-        await run_in_threadpool(self._workbench.start_run, start, _by_frame(values.get("frames")))
+        names = check_names(values.get("names", {}))
+        await run_in_threadpool(self._workbench.start_run, start, _by_frame(values.get("frames")), names)
         return JSONResponse({})
 
     async def progress(self, request: Request) -> Response:

@@ -28,7 +28,9 @@ from stages.decode import Decoder, probe
 from stages.extract import Extractor
 
 _KEPT_FRAMES = 32
-_KEPT_SEGMENTERS = 4
+_KEPT_SEGMENTERS = 8
+_FRAMES_AHEAD = 2
+"""How many frames after the one on the page are prepared while nothing else is computed."""
 _JPEG_QUALITY = 90
 
 
@@ -80,8 +82,11 @@ class Workbench:
         self._extractor = Extractor(config.extract)
         self._prompt_extractor = prompt_extractor(self._extractor)
         self._frames: OrderedDict[int, Frame] = OrderedDict()
-        self._segmenters: OrderedDict[int, FrameSegmenter] = OrderedDict()
-        self._decoding, self._computing = threading.Lock(), threading.Lock()
+        self._segmenters: dict[int, FrameSegmenter] = {}
+        # Masks are answered while features of another frame are computed or a run goes on.
+        self._decoding, self._extracting, self._answering = (threading.Lock() for _ in range(3))
+        self._shown: int | None = None
+        self._ahead: threading.Thread | None = None
 
     def frame(self, index: int) -> Frame:
         """A frame by its index in the video.
@@ -102,9 +107,28 @@ class Workbench:
         return _jpeg(self.frame(index).image)
 
     def prepare(self, index: int) -> None:
-        """Compute what clicks on a frame are answered from."""
-        with self._computing:
-            self._segmenter(index)
+        """Compute what clicks on a frame are answered from; the next frames follow in the background."""
+        self._shown = index
+        self._segmenter(index)
+        if self._ahead is None or not self._ahead.is_alive():
+            self._ahead = threading.Thread(target=self._prepare_ahead, daemon=True)
+            self._ahead.start()
+
+    def _prepare_ahead(self) -> None:
+        """Prepare the frames after the one that is shown, as long as it is the same or moves on."""
+        done: set[int] = set()
+        while (index := self._next_to_prepare(done)) is not None:
+            done.add(index)
+            try:
+                self._segmenter(index)
+            except LiftstreamError:
+                return  # whoever goes to that frame is told why
+
+    def _next_to_prepare(self, done: set[int]) -> int | None:
+        if self._shown is None or self.progress.running:
+            return None
+        ahead = range(self._shown + 1, min(self._shown + 1 + _FRAMES_AHEAD, self.num_frames))
+        return next((index for index in ahead if index not in done and index not in self._segmenters), None)
 
     def mask(self, index: int, prompts: Sequence[Prompt]) -> IndexMask:
         """The index mask of a frame.
@@ -112,8 +136,9 @@ class Workbench:
         Raises:
             InputError: Prompts from which no mask can be made, or no such frame.
         """
-        with self._computing:
-            return self._segmenter(index).index_mask(prompts)
+        segmenter = self._segmenter(index)
+        with self._answering:
+            return segmenter.index_mask(prompts)
 
     def save(self, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None) -> list[Path]:
         """Write the masks of frames into the masks folder, named as ``--masks`` reads them.
@@ -137,7 +162,9 @@ class Workbench:
             paths.append(write_names(self.masks_folder, named))
         return paths
 
-    def start_run(self, start: int, prompts: Mapping[int, Sequence[Prompt]]) -> None:
+    def start_run(
+        self, start: int, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None
+    ) -> None:
         """Run the flow from a frame on with the masks of that frame and later ones, in a thread.
 
         Raises:
@@ -153,13 +180,15 @@ class Workbench:
         config = self._config.model_copy(update={"decode": decode})
         total = Decoder(decode, self.info).expected_frames()
         self.progress = RunProgress(running=True, total=total)
-        threading.Thread(target=self._run, args=(config, masks, self.progress), daemon=True).start()
+        threading.Thread(target=self._run, args=(config, masks, names or {}, self.progress), daemon=True).start()
 
     def stop_run(self) -> None:
         """End the run that is going on, if there is one; the frames that are done are kept."""
         self.progress.stopping = True
 
-    def _run(self, config: FlowConfig, masks: Mapping[int, IndexMask], progress: RunProgress) -> None:
+    def _run(
+        self, config: FlowConfig, masks: Mapping[int, IndexMask], names: Mapping[int, str], progress: RunProgress
+    ) -> None:
         def on_packet(packet: Packet) -> None:
             progress.frames += 1
             if packet.annotated is not None:
@@ -168,9 +197,9 @@ class Workbench:
                 raise KeyboardInterrupt  # how a run is ended with its results kept
 
         try:
-            with self._computing:
+            with self._extracting:
                 run(
-                    self.info.path, self._run_folder, config, masks=masks, overwrite=True,
+                    self.info.path, self._run_folder, config, masks=masks, names=names, overwrite=True,
                     extractor=self._extractor, on_packet=on_packet,
                 )  # fmt: skip
         except LiftstreamError as error:
@@ -183,13 +212,18 @@ class Workbench:
             progress.running = False
 
     def _segmenter(self, index: int) -> FrameSegmenter:
-        if index not in self._segmenters:
-            description = describe_frame(self.frame(index), self._prompt_extractor)
-            self._segmenters[index] = FrameSegmenter(description)
+        if (known := self._segmenters.get(index)) is not None:
+            return known
+        frame = self.frame(index)
+        with self._extracting:
+            if (known := self._segmenters.get(index)) is not None:
+                return known
+            made = FrameSegmenter(describe_frame(frame, self._prompt_extractor))
+            self._segmenters[index] = made
             if len(self._segmenters) > _KEPT_SEGMENTERS:
-                self._segmenters.popitem(last=False)
-        self._segmenters.move_to_end(index)
-        return self._segmenters[index]
+                farthest = max(self._segmenters, key=lambda other: abs(other - (self._shown or index)))
+                del self._segmenters[farthest]
+            return made
 
     def _decode(self, index: int) -> Frame:
         rate = float(self.info.frame_rate)

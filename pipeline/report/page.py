@@ -37,7 +37,7 @@ def report_page(run: RunFolder) -> str:
     """The page as HTML."""
     objects, tracks = run.objects(), run.tracks()
     clock = Clock(run, run.frames({"objects": objects.frames, "tracks": tracks.frames}))
-    of_objects, of_tracks = object_strips(objects, clock), track_strips(tracks, clock)
+    of_objects, of_tracks = object_strips(objects, clock, run.object_names), track_strips(tracks, clock)
     strips = of_objects or of_tracks
     moments = most_doubtful(strips, NUM_DOUBTFUL, clock)
     masks = packed_masks(run, clock)

@@ -46,7 +46,7 @@ class Strip:
 
     Attributes:
         object_id: Its id.
-        category: Its category, empty if unknown.
+        category: Its category or the name it was given, empty if unknown.
         frames: int64 ``(N,)``, ascending.
         seconds: float64 ``(N,)``, times in the annotated video.
         confidence: float64 ``(N,)`` in [0, 1].
@@ -99,14 +99,16 @@ def hex_color(rgb: npt.NDArray[np.uint8]) -> str:
     return "#" + "".join(f"{int(value):02x}" for value in rgb)
 
 
-def object_strips(table: ObjectTable, clock: Clock) -> list[Strip]:
-    """The strips of the masks' objects, by id."""
+def object_strips(table: ObjectTable, clock: Clock, names: Mapping[int, str] | None = None) -> list[Strip]:
+    """The strips of the masks' objects, by id; ``names`` become their categories."""
+    names = names or {}
     strips = []
     for object_id in table.ids():
         rows = table.rows_of(object_id)
         rows = rows[table.areas_px[rows] > 0]
         if len(rows):
-            strips.append(_strip(object_id, "", table.frames[rows], table.confidence[rows], clock))
+            category = names.get(object_id, "")
+            strips.append(_strip(object_id, category, table.frames[rows], table.confidence[rows], clock))
     return strips
 
 

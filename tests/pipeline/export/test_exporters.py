@@ -13,9 +13,12 @@ from PIL import Image
 
 import run_pipeline
 from pipeline.core.errors import ConfigError, LiftstreamError, OutputError
-from pipeline.export import FORMATS, ExportRequest, LabeledRun, export_run, parse_names
+from pipeline.export import FORMATS, ExportRequest, LabeledRun, export_run
 from pipeline.export.mask_video import write_mask_video
 from pipeline.export.polygons import fill_polygon, mask_polygon
+from pipeline.flow import FlowConfig
+from pipeline.flow import run as run_flow
+from pipeline.formats.object_names import names_beside, parse_names, write_names
 from pipeline.formats.rle import decode_mask
 from pipeline.formats.run_folder import RunFolder
 from tests.run_folders import COUNT, RATE, SIZE, confidence, index_mask, make_run, part_mask, picture
@@ -300,3 +303,28 @@ def test_names_are_checked(folder: Path) -> None:
         LabeledRun(RunFolder(folder), {7: "bear"})
     with pytest.raises(ConfigError, match="not printable"):
         LabeledRun(RunFolder(folder), {1: "a\nb"})
+
+
+def test_names_of_the_run_are_used_unless_others_are_given(folder: Path, tmp_path: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["object_names"] = {"1": "bear", "2": "cub", "9": "never seen"}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert LabeledRun(RunFolder(folder)).categories == ["bear", "cub"]
+    path = tmp_path / "named.json"
+    arguments = ["export", str(folder), "--format", "coco", "--name", "2=fox", "-o", str(path)]
+    assert run_pipeline.main(arguments) == 0
+    assert [entry["name"] for entry in json.loads(path.read_text())["categories"]] == ["bear", "fox"]
+    record["object_names"] = {"1": 5}
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError, match=r"run\.json: names: object 1"):
+        LabeledRun(RunFolder(folder))
+
+
+def test_a_run_records_the_names_it_is_given(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "square.mp4", [picture(frame) for frame in range(2)])
+    write_names(tmp_path, {1: "bear", 3: "cub"})
+    assert names_beside(tmp_path) == {1: "bear", 3: "cub"}
+    assert names_beside(tmp_path / "square.mp4") == {}
+    run_flow(video, tmp_path / "out", FlowConfig().only("annotate", "write"), names={3: " fox ", 2: ""})
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["object_names"] == {"3": "fox"}
+    assert RunFolder(tmp_path / "out").object_names == {3: "fox"}

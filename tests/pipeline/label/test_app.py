@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,14 @@ from starlette.testclient import TestClient
 
 from pipeline import FlowConfig
 from pipeline.core.errors import LabelFileError
+from pipeline.core.records import Frame
 from pipeline.formats.object_names import read_names
 from pipeline.formats.palette import read_indexed_png
 from pipeline.label.app import MAX_BODY_BYTES, make_app
 from pipeline.label.workbench import Workbench
+from pipeline.prompts import Point, describe_frame
+from pipeline.prompts.features import FrameDescription
+from stages.extract import Extractor
 
 TOKEN = "test-token"
 CLICK = {"x": 60, "y": 56, "object": 2, "positive": True}
@@ -136,3 +141,28 @@ def test_other_names_are_an_error(client: TestClient, names: object, tmp_path: P
     (tmp_path / "names.json").write_text(json.dumps(names))
     with pytest.raises(LabelFileError, match="names.json: names"):
         read_names(tmp_path)
+
+
+def test_the_next_frames_are_prepared_and_masks_do_not_wait_for_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[int] = []
+    go_on = threading.Event()
+    describe = describe_frame
+
+    def describe_slowly(frame: Frame, extractor: Extractor) -> FrameDescription:
+        described.append(frame.index)
+        if frame.index > 0:
+            assert go_on.wait(20)
+        return describe(frame, extractor)
+
+    monkeypatch.setattr("pipeline.label.workbench.describe_frame", describe_slowly)
+    config = FlowConfig().only("propagate", extract={"short_side": 112})
+    workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
+    workbench.prepare(0)
+    while described != [0, 1]:
+        time.sleep(0.01)
+    assert set(np.unique(workbench.mask(0, [Point(60, 56, 2)]))) == {0, 2}
+    go_on.set()
+    workbench.prepare(1)
+    assert described == [0, 1]

@@ -47,6 +47,12 @@ def folder(tmp_path: Path) -> Path:
     return make_run(tmp_path / "square")
 
 
+def test_names_of_objects_are_shown_and_escaped(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "square", object_names={"2": "cub " + EVIL[:90]})).read_text()
+    assert "#2 cub &lt;/script&gt;" in page
+    assert EVIL[:90] not in page
+
+
 def test_the_page_shows_what_the_run_found(folder: Path) -> None:
     page = write_report(folder).read_text(encoding="utf-8")
     elements = Elements(page)
