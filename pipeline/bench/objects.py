@@ -1,9 +1,9 @@
 """``bench objects``: objects found without labels and without detections, against exact masks of every instance.
 
 A sequence is a MOTChallenge folder with ``masks/`` beside its images: indexed PNGs by image name, a pixel's value
-is the id of its object. The flow runs on the images alone. :mod:`pipeline.evaluation.found_objects` says which true
-objects count and how found ones are matched to them; IDF1 and MOTA compare the boxes of the found masks with those
-of the true ones.
+is the id of its object. The flow runs on the images alone. :mod:`pipeline.evaluation.found_objects` says which
+true objects count and how found ones are matched to them; IDF1 and MOTA compare the boxes of the found masks with
+those of the true ones.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ObjectScores:
 
 
 def bench_objects(
-    root: Annotated[Path, typer.Option(help="Folder of MOTChallenge sequences that have masks/ of their objects.")],
+    root: Annotated[Path, typer.Option(help="Folder of MOTChallenge sequences with masks/ of their objects.")],
     sequences: Annotated[str, typer.Option(help="Only these, comma separated.")] = "",
     config: Annotated[Path | None, typer.Option(help="YAML file for the flow.")] = None,
     overrides: Annotated[
