@@ -3,7 +3,8 @@
 A proposal (:attr:`PartMap.proposals`) that lies where a known object was propagated to corrects that object's
 mask. Others are candidates: a candidate that is seen again becomes an object, with the id of an object that has
 left if it looks like it, and with a new one otherwise. Parts of a known object that keep being proposed apart
-become objects of their own, and a proposal that keeps surrounding an object (a body around a face) becomes its mask.
+become objects of their own, and a proposal that keeps surrounding an object (a body around a face) becomes its
+mask.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def test_scores_of_every_sequence_and_of_all_are_written(
     for name in ("a", "b"):
         make_sequence(tmp_path / "root" / name)
     output = tmp_path / "objects.json"
-    settings = ["--set", "extract.short_side=56", "--set", "cosegment.warmup_frames=2"]
+    tiny = ["backbone=vit_tiny_patch16_224", "weights=random", "short_side=48", "saliency=cls_attention"]
+    settings = [part for value in tiny for part in ("--set", f"extract.{value}")]
     command = ["bench", "objects", "--root", str(tmp_path / "root"), "-o", str(output), *settings]
     assert run_pipeline.main(command) == 0
     content = json.loads(output.read_text())
