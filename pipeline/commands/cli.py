@@ -79,6 +79,7 @@ COMMANDS: dict[str, CommandEntry] = {
             "bench.parts_equivariance:bench_parts_equivariance",
             "Parts in mirrored and enlarged frames.",
         ),
+        ("bench objects", "bench.objects:bench_objects", "Objects without labels against exact masks."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
         ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),

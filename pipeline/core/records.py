@@ -169,18 +169,23 @@ class PartMap:
         num_parts: Number of parts in the codebook; ids go up to it.
         index_mask: uint8 ``(H, W)`` at the frame's size.
         foreground: float32 ``(h, w)`` in [0, 1], how sure the cell is foreground.
+        proposals: uint8 ``(h, w)``, regions that may be objects, from 1 by falling area, 0 is none of them; None
+            where none were looked for in this frame.
     """
 
     part_ids: npt.NDArray[np.uint8] | None
     num_parts: int
     index_mask: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32]
+    proposals: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if self.foreground.ndim != 2 or self.index_mask.ndim != 2:
             raise ValueError(
                 f"PartMap needs (h, w) and (H, W), got {self.foreground.shape} and {self.index_mask.shape}"
             )
+        if self.proposals is not None and self.proposals.shape != self.foreground.shape:
+            raise ValueError(f"PartMap.foreground {self.foreground.shape} != proposals {self.proposals.shape}")
         if self.part_ids is None:
             return
         if self.foreground.shape != self.part_ids.shape:

@@ -24,7 +24,7 @@ from stages.cosegment.cosegmentation import (
     vote_logits,
 )
 from stages.cosegment.foreground import Discriminant, fit_discriminant
-from stages.cosegment.observation import Observation
+from stages.cosegment.observation import Observation, motion_of
 
 ForegroundMethod = Literal["discriminant", "vote"]
 Cues = Literal["both", "saliency", "motion"]
@@ -133,7 +133,7 @@ def fit_codebook(window: list[Observation], options: FitOptions) -> Codebook:
     saliency = [seen.saliency for seen in window]
     discriminant = None
     if options.foreground == "discriminant":
-        discriminant = fit_discriminant(rows, saliency, _motion_of(window), cues=options.cues)
+        discriminant = fit_discriminant(rows, saliency, motion_of(window), cues=options.cues)
         clusters = _monitor_clusters(rows, options.kmeans)
         salient = np.zeros(len(clusters), bool)
     else:
@@ -203,7 +203,7 @@ def without_background(
         discriminant = discriminant.updated(
             np.concatenate([seen.rows for seen in window]),
             np.concatenate([seen.saliency for seen in window]),
-            np.concatenate(_motion_of(window)),
+            np.concatenate(motion_of(window)),
             0.0,
             background=np.tile(background, len(window)),
         )
@@ -213,15 +213,3 @@ def without_background(
 def _monitor_clusters(rows: list[FloatArray], kmeans: KmeansOptions) -> FloatArray:
     training = sample_rows(rows, kmeans.sample_interval)
     return fit_kmeans(training, kmeans.max_clusters, iterations=_MONITOR_ROUNDS, redo=1)
-
-
-def _motion_of(window: list[Observation]) -> list[FloatArray]:
-    """Motion of every frame; the first frame of a shot has none and takes that of the next."""
-    motions: list[FloatArray] = []
-    for place, seen in enumerate(window):
-        later = window[place + 1].motion_px if place + 1 < len(window) else None
-        found = seen.motion_px if seen.motion_px is not None else later
-        motions.append(
-            found if found is not None and len(found) == len(seen.rows) else np.zeros_like(seen.saliency)
-        )
-    return motions

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pipeline.core.config import StrictModel
-from stages.cosegment.codebook import Cues, ForegroundMethod
+from stages.cosegment.codebook import Cues, FitOptions, ForegroundMethod
+from stages.cosegment.cosegmentation import KmeansOptions
 from stages.cosegment.part_maps import Refinement
 
 
@@ -46,3 +47,23 @@ class CosegmentConfig(StrictModel):
     refine: Refinement = "guided"
     part_ids: bool = False
     reservoir_frames: int = Field(48, ge=2, le=1024)
+    objects_every: int = Field(0, ge=0)
+
+    def fit_options(self) -> FitOptions:
+        """How codebooks are fitted."""
+        return FitOptions(
+            kmeans=KmeansOptions(
+                elbow=self.elbow,
+                max_clusters=self.max_clusters,
+                iterations=self.kmeans_iterations,
+                redo=self.kmeans_redo,
+                sample_interval=self.sample_interval,
+            ),
+            foreground=self.foreground,
+            cues=self.cues,
+            num_parts=self.num_parts,
+            three_stage=self.three_stage,
+            part_elbow=self.part_elbow,
+            saliency_threshold=self.saliency_threshold,
+            votes_percent=self.votes_percent,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -87,3 +88,15 @@ def observe(
         flow = dense_flow(gray, previous_gray)
         motion = object_motion(flow, features.grid).ravel()
     return Observation(rows, saliency, motion, gray, flow, None if space is None else space(rows))
+
+
+def motion_of(window: Sequence[Observation]) -> list[FloatArray]:
+    """Motion of every frame; the first frame of a shot has none and takes that of the next."""
+    motions: list[FloatArray] = []
+    for place, seen in enumerate(window):
+        later = window[place + 1].motion_px if place + 1 < len(window) else None
+        found = seen.motion_px if seen.motion_px is not None else later
+        motions.append(
+            found if found is not None and len(found) == len(seen.rows) else np.zeros_like(seen.saliency)
+        )
+    return motions

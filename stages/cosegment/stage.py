@@ -25,19 +25,18 @@ from pipeline.core.records import Packet
 from pipeline.core.state import State, packet_from_state, packet_state
 from stages.cosegment.codebook import (
     Codebook,
-    FitOptions,
     fit_codebook,
     foreground_rows,
     with_given_parts,
     without_background,
 )
 from stages.cosegment.config import CosegmentConfig
-from stages.cosegment.cosegmentation import KmeansOptions
 from stages.cosegment.observation import Observation, features_of
 from stages.cosegment.part_maps import make_part_map
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.part_space import find_part_space
 from stages.cosegment.part_statistics import PartStatistics
+from stages.cosegment.proposals import Proposer, Regions
 from stages.cosegment.shots import ShotDetector
 from stages.cosegment.stillness import StillRegion, find_still_cells
 from stages.cosegment.survey import Survey
@@ -80,7 +79,7 @@ class Cosegmenter:
         """
         self.config = config
         self._space = find_part_space(descriptors) if config.part_space == "auto" else None
-        self._options = _fit_options(config)
+        self._options = config.fit_options()
         self.reset()
 
     def reset(self) -> None:
@@ -104,6 +103,7 @@ class Cosegmenter:
         self._fits: list[dict[str, Any]] = []
         self._num_fits = 0
         self._statistics = PartStatistics()
+        self._proposer = Proposer(config.objects_every)
 
     def state(self) -> State:
         """All that the packets to come depend on, the packets held back included."""
@@ -125,6 +125,7 @@ class Cosegmenter:
             "fits": [dict(fit) for fit in self._fits],
             "num_fits": self._num_fits,
             "parts": self._statistics.entries(),
+            "proposer": self._proposer.state(),
         }
 
     def restore(self, state: State) -> None:
@@ -147,6 +148,7 @@ class Cosegmenter:
         self._fits = [dict(fit) for fit in state["fits"]]
         self._num_fits = state["num_fits"]
         self._statistics.restore(state["parts"])
+        self._proposer.restore(state["proposer"])
 
     def report(self) -> dict[str, Any]:
         """Fits (the first 200, with their frame and reason) and parts, ready for JSON."""
@@ -155,6 +157,7 @@ class Cosegmenter:
             "num_fits": self._num_fits,
             "fits": [dict(fit) for fit in self._fits],
             "parts": self._statistics.entries(),
+            "proposals": self._proposer.report(),
         }
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
@@ -202,7 +205,9 @@ class Cosegmenter:
             self.finish_survey()
         for packet in packets:
             self.current_index = packet.index
-            yield self._labeled(packet, self._shots.observe(packet))
+            seen = self._shots.observe(packet)
+            self._recent.append(seen)
+            yield self._labeled(packet, seen, self._proposer.follow(self._recent, features_of(packet).grid))
 
     def _streaming(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         held_back = self.config.warmup_frames if self.config.hold_back else 1
@@ -234,8 +239,9 @@ class Cosegmenter:
         self.current_index = waiting[0].index
         self._fit(window, waiting[0].index, self._reason, features_of(waiting[0]).grid)
         background = None if self._still is None else self._still.cells()
-        for packet, seen in zip(waiting, window, strict=True):
-            yield self._labeled(packet, seen, background)
+        proposals = self._proposer.start_shot(window, features_of(waiting[0]).grid)
+        for packet, seen, regions in zip(waiting, window, proposals, strict=True):
+            yield self._labeled(packet, seen, regions, background)
 
     def _follow(self, packet: Packet, seen: Observation) -> Packet:
         """Label a later frame of a shot, then learn from it; fit again when too many did not fit."""
@@ -247,7 +253,8 @@ class Cosegmenter:
         elif not self.config.hold_back and self._fitted_on < len(self._recent) == self.config.warmup_frames:
             self._fit(list(self._recent), packet.index, "warm", features_of(packet).grid)
         background = None if self._still is None else self._still.follow(seen.flow, seen.motion_px)
-        labeled = self._labeled(packet, seen, background)
+        regions = self._proposer.follow(self._recent, features_of(packet).grid)
+        labeled = self._labeled(packet, seen, regions, background)
         self._codebook = self._codebook.updated(
             seen, self.config.forgetting, background=None if background is None else background.ravel()
         )
@@ -308,7 +315,11 @@ class Cosegmenter:
             self.warnings.append(line)
 
     def _labeled(
-        self, packet: Packet, seen: Observation, background: npt.NDArray[np.bool_] | None = None
+        self,
+        packet: Packet,
+        seen: Observation,
+        proposals: Regions | None,
+        background: npt.NDArray[np.bool_] | None = None,
     ) -> Packet:
         assert self._codebook is not None
         self.current_index = packet.index
@@ -326,23 +337,4 @@ class Cosegmenter:
             background=background,
         )
         self._statistics.count(packet.index, parts)
-        return replace(packet, parts=parts)
-
-
-def _fit_options(config: CosegmentConfig) -> FitOptions:
-    return FitOptions(
-        kmeans=KmeansOptions(
-            elbow=config.elbow,
-            max_clusters=config.max_clusters,
-            iterations=config.kmeans_iterations,
-            redo=config.kmeans_redo,
-            sample_interval=config.sample_interval,
-        ),
-        foreground=config.foreground,
-        cues=config.cues,
-        num_parts=config.num_parts,
-        three_stage=config.three_stage,
-        part_elbow=config.part_elbow,
-        saliency_threshold=config.saliency_threshold,
-        votes_percent=config.votes_percent,
-    )
+        return replace(packet, parts=replace(parts, proposals=proposals))

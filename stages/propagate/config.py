@@ -56,6 +56,7 @@ class PropagateConfig(StrictModel):
     target_model: TargetModelConfig = TargetModelConfig()
     refine: RefineConfig = RefineConfig()
     discover_every: int = Field(12, ge=0)
+    confirm_sightings: int = Field(2, ge=1, le=16)
     max_bytes: int = Field(256 * 2**20, ge=2**20)
 
 

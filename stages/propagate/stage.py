@@ -24,7 +24,7 @@ from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.descriptors import add_color, joint_descriptors
-from stages.propagate.discovery import find_objects
+from stages.propagate.discovery import Discovery, ObjectFinder
 from stages.propagate.label_maps import (
     FrameLabels,
     IndexMask,
@@ -84,6 +84,7 @@ class Propagator:
         if self._discovers:
             self._memory.max_references = min(self.config.max_references, FOUND_REFERENCES)
         self._last_discovery: int | None = None
+        self._finder = ObjectFinder(self.config.confirm_sightings)
         self._last_index = -1
         self._skipped_masks: list[int] = []
         self._model: TargetModel | None = None
@@ -134,9 +135,9 @@ class Propagator:
             descriptors = add_color(descriptors, packet.frame.image, grid, weight=self.config.color_weight)
         self._memory.to(descriptors.device)
         labels = self._propagate_frame(packet, descriptors, grid)
-        given = self._discover(packet, labels) if masks is None else self._given(packet, masks)
-        if given is not None:
-            labels = self._insert(packet.index, descriptors, labels, given, grid)
+        found = self._discover(packet, labels) if masks is None else self._given(packet, masks)
+        if found is not None:
+            labels = self._insert(packet.index, descriptors, labels, found, grid)
         elif not self._memory.empty:
             self._memory.push(Memory(packet.index, descriptors, labels.fine))
         self._objects.update(packet.index, labels.index_mask, labels.confidence)
@@ -146,10 +147,8 @@ class Propagator:
 
     def report(self) -> dict[str, Any]:
         """Facts for ``run.json``: a summary per object, and the frames whose given masks are remembered."""
-        return {
-            "objects": self._objects.report(),
-            "references": [memory.frame_index for memory in self._memory.references],
-        }
+        references = [memory.frame_index for memory in self._memory.references]
+        return {"objects": self._objects.report(), "references": references, **self._finder.report()}
 
     def state(self) -> State:
         """Everything but the config and the masks that the next frame's labels depend on."""
@@ -160,6 +159,7 @@ class Propagator:
             "memory": self._memory.state(),
             "max_references": self._memory.max_references,
             "last_discovery": self._last_discovery,
+            "finder": self._finder.state(),
             "last_index": self._last_index,
             "skipped_masks": list(self._skipped_masks),
         }
@@ -172,6 +172,7 @@ class Propagator:
         self._memory.restore(state["memory"])
         self._memory.max_references = state["max_references"]
         self._last_discovery = state["last_discovery"]
+        self._finder.restore(state["finder"])
         self._last_index = state["last_index"]
         self._skipped_masks = list(state["skipped_masks"])
         self._model = None  # fitted again from the references
@@ -256,7 +257,7 @@ class Propagator:
         covering = PatchGrid.covering(grid.image_hw, (refined.shape[1], refined.shape[2]))
         return decode_labels(refined, self._objects.ids, covering)
 
-    def _given(self, packet: Packet, mask: IndexMask) -> IndexMask | None:
+    def _given(self, packet: Packet, mask: IndexMask) -> Discovery | None:
         """A mask of the caller, None where it shows no object; from the first one on nothing is discovered."""
         if mask.dtype != np.uint8 or mask.shape != packet.frame.image_hw:
             raise MaskError(
@@ -267,15 +268,15 @@ class Propagator:
             return None
         self._discovers = False
         self._memory.max_references = self.config.max_references
-        return mask
+        return Discovery(mask)
 
     def _insert(
-        self, index: int, descriptors: Tensor, labels: FrameLabels, given: IndexMask, grid: PatchGrid
+        self, index: int, descriptors: Tensor, labels: FrameLabels, found: Discovery, grid: PatchGrid
     ) -> FrameLabels:
         """Lay a given mask over the propagated labels and keep the frame as a reference."""
-        ids = object_ids(given)
+        given, ids = found.mask, object_ids(found.mask)
         self._objects.add(ids, index)
-        channels = self._objects.channels(ids)
+        channels = self._objects.channels((*ids, *found.left))
         fresh = self._encode(index, given, ids, grid, descriptors.device)
         self._memory.widen(len(fresh))
         before = F.pad(labels.fine, (0, 0, 0, 0, 0, len(fresh) - len(labels.fine)))
@@ -287,10 +288,10 @@ class Propagator:
         if dropped is not None and not self._discovers:
             limit = self._memory.max_references
             self._warn(f"frame {index}: more than {limit} given masks; dropped that of frame {dropped}")
-        mask = np.where(np.isin(labels.index_mask, ids), np.uint8(0), labels.index_mask)
+        mask = np.where(np.isin(labels.index_mask, (*ids, *found.left)), np.uint8(0), labels.index_mask)
         mask = np.where(np.isin(given, ids), given, mask)
         known = dict(zip(self._objects.ids, labels.confidence, strict=False))
-        confidence = tuple(1.0 if number in ids else known[number] for number in self._objects.ids)
+        confidence = tuple(1.0 if number in ids else known.get(number, 0.0) for number in self._objects.ids)
         return FrameLabels(fine, mask, confidence)
 
     def _encode(
@@ -321,22 +322,21 @@ class Propagator:
             changed.append(memory)
         self._memory.replace_all(tuple(changed))
 
-    def _discover(self, packet: Packet, labels: FrameLabels) -> IndexMask | None:
-        """Objects from the foreground: at the first frame that has one, then every ``discover_every`` frames.
+    def _discover(self, packet: Packet, labels: FrameLabels) -> Discovery | None:
+        """Objects from proposals, where there are any; else from the foreground, every ``discover_every`` frames.
 
         Later ones add new objects and correct the masks of those found before.
         """
-        if not self._discovers:
+        if not self._discovers or packet.parts is None or packet.features is None:
             return None
-        every = self.config.discover_every
-        due = self._last_discovery is None or (every > 0 and packet.index - self._last_discovery >= every)
-        if packet.parts is None or packet.features is None or not due:
+        every, last = self.config.discover_every, self._last_discovery
+        due = last is None or (every > 0 and packet.index - last >= every)
+        if not self._finder.wants(packet.parts, due=due):
             return None
-        next_id = max(self._objects.ids, default=0) + 1
-        fresh = find_objects(packet.parts, packet.features, labels.index_mask, next_id)
-        if fresh is not None or self._last_discovery is not None:
+        found = self._finder.find(packet.parts, packet.features, labels.index_mask, self._objects.ids)
+        if not found.is_empty or last is not None:
             self._last_discovery = packet.index
-        return fresh
+        return None if found.is_empty else found
 
     def _skip_masks(self, indices: Sequence[int]) -> None:
         self._skipped_masks = [*self._skipped_masks, *indices][: MAX_LISTED + 1]
