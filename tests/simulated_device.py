@@ -3,8 +3,8 @@
 Tensors of the device are :class:`DeviceTensor`: an operation on one is put into the current stream's queue, and a
 thread per stream does it after random delays. Memory that an allocator may use again is overwritten with NaN:
 freed tensors in the order of the stream that made them (unless ``keep`` says that another stream uses them), and
-pinned buffers when the host takes them. Every access goes through ``torch.cuda._sanitizer.EventHandler``, so that a
-missing event is reported in every run, also where chance hides it. The host's own accesses are a stream to it.
+pinned buffers when the host takes them. Every access goes through ``torch.cuda._sanitizer.EventHandler``, so that
+a missing event is reported in every run, also where chance hides it. The host's own accesses are a stream to it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import queue
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.cuda import _sanitizer
 from torch.cuda._sanitizer import EventHandler
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -28,6 +30,16 @@ from pipeline.core.device_stream import Event, Stream
 _SHARED_WITHOUT_SAYING = ("aten::_unsafe_view", "aten::_reshape_alias")
 _READS_VALUES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
 _POISON = 0xAB
+
+
+class _NoTraces:
+    """In place of the sanitizer's ``traceback``: a stack per access costs more than all the rest."""
+
+    StackSummary = traceback.StackSummary
+
+    @staticmethod
+    def walk_stack(frame: object) -> list[object]:
+        return []
 
 
 class _Block:
@@ -53,19 +65,21 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor, block: _Block, cell: list[Tensor]) -> DeviceTensor:
-        made: DeviceTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: DeviceTensor = torch.Tensor._make_wrapper_subclass(
             cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype
         )
         made.meta, made.block, made.cell = meta, block, cell
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         leaves = tree_flatten((args, kwargs))[0]
         device = next(leaf.block.device for leaf in leaves if isinstance(leaf, DeviceTensor))
@@ -168,10 +182,12 @@ class SimulatedDevice:
         self._default = self.new_stream()
 
     def __enter__(self) -> SimulatedDevice:
+        setattr(_sanitizer, "traceback", _NoTraces)  # noqa: B010
         return self
 
     def __exit__(self, *problem: object) -> None:
         self.synchronize()
+        setattr(_sanitizer, "traceback", traceback)  # noqa: B010
         self._closed = True
         for stream in self._streams:
             stream.put(None)
@@ -227,6 +243,8 @@ class SimulatedDevice:
     def peak_bytes(self) -> int | None:
         return None
 
+    def reset_peak(self) -> None: ...
+
     def stack(self) -> list[_SimulatedStream]:
         if not hasattr(self._local, "stack"):
             self._local.stack = []
@@ -263,10 +281,15 @@ class SimulatedDevice:
             tensor.block.users.add(stream)
         if func.name().split(".")[0] in _READS_VALUES or _picks_by_bool(func, args):
             return self._read_on_host(func, args, kwargs, reads)
+        return self._launch_late(func, args, kwargs, found, reads, {tensor.block.number for tensor in written})
+
+    def _launch_late(
+        self, func: Any, args: Any, kwargs: Any, found: list[DeviceTensor], reads: set[int], writes: set[int]
+    ) -> Any:
+        stream = self.current()
         metas = func(*_with(args, _meta), **_with(_meta_device(kwargs), _meta))
         owner = {id(tensor.meta): tensor for tensor in found}
         cells: list[list[Tensor] | None] = []
-        writes = {tensor.block.number for tensor in written}
 
         def stand_in(meta: Any) -> Any:
             if not isinstance(meta, Tensor):
@@ -298,7 +321,7 @@ class SimulatedDevice:
         return results
 
     def freed(self, block: _Block) -> None:
-        """The allocator may use a block again: after its own stream's work, and after that of streams that keep it."""
+        """The allocator may use a block again, after the work of its own stream and of those that keep it."""
         if self._closed:
             return
         stream, events = block.stream, [other.record() for other in block.kept - {block.stream}]
@@ -330,9 +353,7 @@ class SimulatedDevice:
         block.cell = [result]
         return DeviceTensor(result.to("meta"), block, block.cell)
 
-    def _access(
-        self, stream: _SimulatedStream, what: str, *, reads: Iterable[int], writes: Iterable[int]
-    ) -> None:
+    def _access(self, stream: _SimulatedStream, what: str, *, reads: Iterable[int], writes: Iterable[int]) -> None:
         with self._lock:
             # What the host did before it gave the work comes before it.
             self._handler.syncs.record_state(-2, self._host_stream())
@@ -357,7 +378,7 @@ class SimulatedDevice:
 
 
 def _overwrite(tensor: Tensor) -> None:
-    storage = torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    storage = torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
     storage.fill_(255 if tensor.is_floating_point() else _POISON)  # all bits set are NaN
 
 
@@ -389,7 +410,7 @@ def _meta_device(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    found = []
+    found: list[Any] = []
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[place] if place < len(args) else kwargs.get(argument.name)

@@ -101,6 +101,9 @@ class DeviceStreams(Protocol):
     def peak_bytes(self) -> int | None:
         """Most memory of the device that was in use at once; None on the CPU."""
 
+    def reset_peak(self) -> None:
+        """Begin to count :meth:`peak_bytes` anew."""
+
 
 class _DoneEvent:
     """On the CPU an event is over when it is made."""
@@ -179,17 +182,20 @@ class HostStreams:
         """The CPU has no memory of its own."""
         return None
 
+    def reset_peak(self) -> None:
+        """Nothing."""
+
 
 class _CudaEvent:
     def __init__(self, event: torch.cuda.Event) -> None:
         self.event = event
 
     def wait(self) -> None:
-        if not self.event.query():
+        if not self.done():
             self.event.synchronize()
 
     def done(self) -> bool:
-        return bool(self.event.query())
+        return bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, _CudaEvent)
@@ -203,7 +209,7 @@ class _CudaStream:
 
     def __enter__(self) -> Stream:
         context = torch.cuda.stream(self._stream)
-        context.__enter__()
+        context.__enter__()  # type: ignore[no-untyped-call]
         self._contexts.append(context)
         return self
 
@@ -272,6 +278,10 @@ class CudaStreams:
     def peak_bytes(self) -> int | None:
         """As the caching allocator counts it."""
         return int(torch.cuda.max_memory_allocated(self.device))
+
+    def reset_peak(self) -> None:
+        """From now on."""
+        torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def streams_of(device: torch.device) -> DeviceStreams:

@@ -124,10 +124,11 @@ def _filter_taps(length: int, wanted: int, method: ResizeMethod) -> _Arrays:
 def _kernel(x: npt.NDArray[np.float64], method: ResizeMethod) -> npt.NDArray[np.float64]:
     away = np.abs(x)
     if method == "bilinear_antialias":
-        return np.clip(1 - away, 0, None)
+        return np.asarray(np.clip(1 - away, 0, None))
     if method == "lanczos":
         return np.where(away < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
     a = -0.5
     near = ((a + 2) * away - (a + 3)) * away**2 + 1
     far = (((away - 5) * away + 8) * away - 4) * a
-    return np.where(away < 1, near, np.where(away < 2, far, 0.0))
+    found: npt.NDArray[np.float64] = np.where(away < 1, near, np.where(away < 2, far, 0.0))
+    return found

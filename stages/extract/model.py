@@ -1,7 +1,7 @@
 """One batch of images through the frozen ViT: upload, resize, forward, saliency and LiFT.
 
-On a card :meth:`FeatureModel.launch` gives the work to the device and returns; nothing in it waits. Results come to
-the host in one copy per batch, :meth:`FeatureModel.send_to_host`.
+On a card :meth:`FeatureModel.launch` gives the work to the device and returns; nothing in it waits. Results come
+to the host in one copy per batch, :meth:`FeatureModel.send_to_host`.
 """
 
 from __future__ import annotations

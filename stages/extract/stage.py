@@ -199,7 +199,7 @@ class Extractor:
             yield from self._extract(frames)
 
     def _extract(self, frames: list[Frame]) -> Iterator[Packet]:
-        """Give a batch to the device, halved as often as its memory demands, and yield the packets that are due."""
+        """Give a batch to the device, halved as its memory demands, and yield the packets that are due."""
         batch: _Batch | None = None
         try:
             batch = self._launch(frames)
