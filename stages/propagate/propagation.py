@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from stages.propagate.kernel_choice import Kernel, pick_kernel
 from stages.propagate.selection import Scores, Selection
 from stages.propagate.windows import Window
 
@@ -46,6 +47,7 @@ def propagate_labels(
     motion: Tensor | None = None,
     search_dtype: torch.dtype = torch.float32,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    kernel: Kernel = "auto",
 ) -> Tensor:
     """Propagate the context frames' labels to the target frame.
 
@@ -63,6 +65,8 @@ def propagate_labels(
             candidates in products of bfloat16, and compares these again in float32; for processors that have it.
         max_bytes: Ceiling for the working memory of this call: the copies of windows, similarities, indices. A
             single row of tiles is always worked on, whatever the ceiling.
+        kernel: "triton" is one kernel for cards that makes no similarities in memory, "tiled" this module,
+            "auto" the kernel on CUDA and this module elsewhere.
 
     Returns:
         float32 ``(K, h, w)``: the weighted mean of the selected cells' labels; sums to 1 over K wherever the
@@ -70,6 +74,7 @@ def propagate_labels(
 
     Raises:
         ValueError: No context, or shapes that do not fit together.
+        ConfigError: A kernel that cannot run here.
 
     >>> eye = torch.eye(4).reshape(4, 2, 2)
     >>> propagate_labels(eye, [eye], [torch.arange(4.0).reshape(1, 2, 2)], top_k=1).flatten().tolist()
@@ -79,6 +84,13 @@ def propagate_labels(
     per_context = [windows] * len(contexts) if isinstance(windows, Window) else list(windows)
     if len(per_context) != len(contexts):
         raise ValueError(f"{len(per_context)} windows for {len(contexts)} contexts")
+    if pick_kernel(kernel, target.device) == "triton":
+        from stages.propagate.triton_kernel import propagate_with_triton
+
+        return propagate_with_triton(
+            target, contexts, labels, windows=per_context, top_k=top_k, temperature=temperature,
+            keep_ties=keep_ties, motion=motion, search_dtype=search_dtype,
+        )  # fmt: skip
     contexts = [context.to(search_dtype) for context in contexts]
     groups = _group(contexts, labels, per_context, temperature)
     num_labels, (height, width) = labels[0].shape[0], target.shape[1:]

@@ -207,7 +207,8 @@ class Propagator:
         if not self.config.prior_motion or self.config.prior_sigma_cells is None:
             return None
         latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
-        offset = measure_motion(descriptors, latest.descriptors, self._window, max_bytes=self.config.max_bytes)
+        max_bytes, kernel = self.config.max_bytes, self.config.kernel
+        offset = measure_motion(descriptors, latest.descriptors, self._window, max_bytes=max_bytes, kernel=kernel)
         return offset / (index - latest.frame_index)
 
     def _propagate(
@@ -229,6 +230,7 @@ class Propagator:
             motion=motion,
             search_dtype=self.search_dtype,
             max_bytes=self.config.max_bytes,
+            kernel=self.config.kernel,
         )
         return unpack_cells(packed, parts)
 
