@@ -71,6 +71,8 @@ class DeviceTensor(Tensor):
         made.meta, made.block, made.cell = meta, block, cell
         return made
 
+    is_cpu = False  # type: ignore[assignment]
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self) -> str:  # type: ignore[override]

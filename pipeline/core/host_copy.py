@@ -76,3 +76,14 @@ class HostFeatures:
 def fetch(streams: DeviceStreams, values: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
     """Tensors of one dtype on the host: one copy by the current stream, and a wait for it alone."""
     return HostCopy(streams, values).arrays()
+
+
+def send(streams: DeviceStreams, values: npt.NDArray[Any]) -> Tensor:
+    """An array on the device: copied to pinned memory, and from there by the current stream without a wait."""
+    array = np.ascontiguousarray(values)
+    if not streams.is_asynchronous:
+        return torch.from_numpy(array)
+    host = streams.pinned(array.shape, torch.from_numpy(array[:0]).dtype)
+    streams.touch(host, write=True)
+    np.copyto(host.numpy(), array)
+    return streams.upload(host)

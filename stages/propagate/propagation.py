@@ -154,13 +154,15 @@ class _Strip(_Area):
 class _Group:
     """Context frames whose windows have one shape: keys ``(h, w, C)`` each, labels ``(K, n, h, w)``.
 
-    ``priors`` ``(3, n, 1)`` are the frames' :meth:`Window.prior` and ``prior_frames``, None without a prior.
+    ``priors`` ``(3, n, 1)`` are the frames' :meth:`Window.prior` and ``prior_frames``, None without a prior;
+    ``moves`` says whether any of the latter is not 0.
     """
 
     window: Window
     keys: tuple[Tensor, ...]
     labels: Tensor
     priors: Tensor | None
+    moves: bool
 
     def copy(self, strip: _Strip) -> _Keys:
         """The cells that any window of the strip can reach, side by side in memory."""
@@ -201,7 +203,7 @@ class _Keys:
             return mask[:, None]
         factor, cap, frames = self.group.priors
         squared = squared[:, None]
-        if motion is not None and bool(frames.any()):
+        if motion is not None and self.group.moves:
             squared = torch.minimum(squared, _squared_from(kind, frames, motion))
         return torch.minimum(squared, cap).mul_(factor).add_(mask[:, None])
 
@@ -248,17 +250,25 @@ def _group(
         members.setdefault((shape, -1 if window.reach is not None else index), []).append(index)
     groups = []
     for (window, _), indices in members.items():
-        values = [(*windows[i].prior(temperature), float(windows[i].prior_frames)) for i in indices]
-        priors = torch.tensor(values, device=contexts[0].device).T
+        values = tuple((*windows[i].prior(temperature), float(windows[i].prior_frames)) for i in indices)
+        has_prior, moves = any(value[0] for value in values), any(value[2] for value in values)
         groups.append(
             _Group(
                 window,
                 tuple(contexts[i].permute(1, 2, 0) for i in indices),
                 torch.stack([labels[i] for i in indices], dim=1).to(torch.float32),
-                priors[:, :, None] if bool(priors[0].any()) else None,
+                _priors(values, contexts[0].device) if has_prior else None,
+                moves,
             )
         )
     return groups
+
+
+@lru_cache(maxsize=64)
+def _priors(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """The rows of ``values`` as ``(3, n, 1)``; uploaded once per set of windows."""
+    with torch.inference_mode(False):
+        return torch.tensor(values).to(device).T[:, :, None]
 
 
 def _strips(query: Tensor, groups: Sequence[_Group], max_bytes: int) -> Iterator[_Strip]:

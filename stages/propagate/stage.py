@@ -24,6 +24,7 @@ from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.descriptors import add_color, joint_descriptors
+from stages.propagate.device_readout import read_out
 from stages.propagate.discovery import Discovery, ObjectFinder
 from stages.propagate.label_maps import (
     FrameLabels,
@@ -188,6 +189,8 @@ class Propagator:
         motion = self._motion(packet.index, descriptors)
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
         fine, estimate = self._correct(descriptors, fine)
+        if not fine.is_cpu:
+            return read_out(fine, estimate, packet.frame.image, grid, self._objects.ids, self.config)
         mask = self._decode(fine, packet.frame.image, grid)
         return FrameLabels(fine, mask, expected_iou(fine, estimate))
 
@@ -204,11 +207,12 @@ class Propagator:
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
-        if not self.config.prior_motion or self.config.prior_sigma_cells is None:
+        config = self.config
+        if not config.prior_motion or config.prior_sigma_cells is None:
             return None
         latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
-        max_bytes, kernel = self.config.max_bytes, self.config.kernel
-        offset = measure_motion(descriptors, latest.descriptors, self._window, max_bytes=max_bytes, kernel=kernel)
+        past = latest.descriptors
+        offset = measure_motion(descriptors, past, self._window, max_bytes=config.max_bytes, kernel=config.kernel)
         return offset / (index - latest.frame_index)
 
     def _propagate(
