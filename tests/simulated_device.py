@@ -71,7 +71,7 @@ class DeviceTensor(Tensor):
         made.meta, made.block, made.cell = meta, block, cell
         return made
 
-    is_cpu = False  # type: ignore[assignment]
+    is_cpu = False
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

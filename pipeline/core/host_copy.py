@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.core.device_stream import DeviceStreams, Stream, wait_for
+from pipeline.core.device_stream import DeviceStreams, Stream, streams_of, wait_for
 
 
 class HostCopy:
@@ -75,6 +75,8 @@ class HostFeatures:
 
 def fetch(streams: DeviceStreams, values: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
     """Tensors of one dtype on the host: one copy by the current stream, and a wait for it alone."""
+    if not streams.is_asynchronous:
+        return [value.numpy() for value in values]
     return HostCopy(streams, values).arrays()
 
 
@@ -87,3 +89,8 @@ def send(streams: DeviceStreams, values: npt.NDArray[Any]) -> Tensor:
     streams.touch(host, write=True)
     np.copyto(host.numpy(), array)
     return streams.upload(host)
+
+
+def send_like(host: Tensor, like: Tensor) -> Tensor:
+    """A tensor of the host on the device of another one; itself where that is the CPU."""
+    return host if like.is_cpu else send(streams_of(like.device), host.numpy())

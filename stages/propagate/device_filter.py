@@ -22,7 +22,7 @@ class DeviceGuidedFilter:
         self._radius = radius_px
         self._guide = guide
         self._means = self._mean(guide)
-        products = self._mean((guide[:, None] * guide[None]).flatten(0, 1)).unflatten(0, (3, 3))
+        products = self._mean((guide[:, None] * guide[None]).flatten(0, 1)).reshape(3, 3, *guide.shape[1:])
         eye = torch.eye(3, device=guide.device)[:, :, None, None]
         self._inverse = _inverse(products - self._means[:, None] * self._means[None] + epsilon * eye)
 

@@ -144,7 +144,7 @@ def pixel_winners(
     if upsample_factor is not None:
         size = (grid.grid_hw[0] * upsample_factor, grid.grid_hw[1] * upsample_factor)
     # One channel at a time: with many objects on a large frame all upsampled maps together are gigabytes.
-    winner = torch.zeros(size, dtype=torch.uint8, device=labels.device)
+    winner = labels.new_zeros(size, dtype=torch.uint8)
     highest: Tensor | None = None
     for channel, number in enumerate((0, *object_ids)):
         values = grid.upsample(labels[channel : channel + 1], size)[0]

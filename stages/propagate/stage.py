@@ -189,10 +189,10 @@ class Propagator:
         motion = self._motion(packet.index, descriptors)
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
         fine, estimate = self._correct(descriptors, fine)
+        image = packet.frame.image
         if not fine.is_cpu:
-            return read_out(fine, estimate, packet.frame.image, grid, self._objects.ids, self.config)
-        mask = self._decode(fine, packet.frame.image, grid)
-        return FrameLabels(fine, mask, expected_iou(fine, estimate))
+            return read_out(fine, estimate, image, grid, self._objects.ids, self.config)
+        return FrameLabels(fine, self._decode(fine, image, grid), expected_iou(fine, estimate))
 
     def _correct(self, descriptors: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         """The labels after the target model's corrections, and its estimate and theirs in one."""
@@ -227,15 +227,10 @@ class Propagator:
             target,
             [memory.descriptors for memory in entries],
             [pack_cells(memory.labels, parts) for memory in entries],
-            windows=windows,
-            top_k=self.config.top_k,
-            temperature=self.config.temperature,
-            keep_ties=self.config.keep_ties,
-            motion=motion,
-            search_dtype=self.search_dtype,
-            max_bytes=self.config.max_bytes,
-            kernel=self.config.kernel,
-        )
+            windows=windows, motion=motion, search_dtype=self.search_dtype,
+            top_k=self.config.top_k, temperature=self.config.temperature, keep_ties=self.config.keep_ties,
+            max_bytes=self.config.max_bytes, kernel=self.config.kernel,
+        )  # fmt: skip
         return unpack_cells(packed, parts)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:

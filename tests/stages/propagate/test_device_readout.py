@@ -71,7 +71,7 @@ def test_masks_are_those_of_the_host(settings: dict[str, Any]) -> None:
     fine = soft(3, GRID.grid_hw[0] * config.label_cells, GRID.grid_hw[1] * config.label_cells) ** 3
     fine = fine / fine.sum(0)
     refine = config.refine
-    shared = {"stretch": config.stretch, "object_weight": config.object_weight}
+    shared: Any = {"stretch": config.stretch, "object_weight": config.object_weight}
     if refine.enabled:
         maps = refine_labels(
             fine, IMAGE, GRID, cell_px=refine.cell_px, radius_px=refine.radius_px, epsilon=refine.epsilon,
