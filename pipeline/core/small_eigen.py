@@ -56,6 +56,8 @@ def _rotations(matrices: Tensor, turn: _Round) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine ``(B, n)`` that clear the elements between partners."""
     diagonal = matrices.diagonal(dim1=-2, dim2=-1)
     off = matrices.index_select(-1, turn.partner).diagonal(dim1=-2, dim2=-1)
+    # Rounding leaves the two elements of a pair different; one rotation must come of them.
+    off = (off + off.index_select(-1, turn.partner)) / 2
     nothing = (off == 0) | (turn.sign == 0)
     apart = (diagonal - diagonal.index_select(-1, turn.partner)) * turn.sign  # second minus first
     ratio = apart / torch.where(nothing, torch.ones_like(off), 2 * off)

@@ -4,8 +4,8 @@ Paper: He, Gkioxari, Dollár, Girshick, Mask R-CNN, 2017, section 3 "RoIAlign" (
 Semantics, to the border rule, are those of ``torchvision.ops.roi_align``, whose compiled operator is called where
 it has a kernel for the device (:func:`pipeline.core.torchvision_ops.has_roi_align`). Else
 :func:`separable_roi_align` computes the same numbers: a bilinear sample is a product of a weight in y and a weight
-in x, and so is the mean over a bin's samples, so a box is two small products over the cells it touches. Its working
-memory is that of one box, for any number of boxes and samples.
+in x, and so is the mean over a bin's samples, so a box is two small products over the cells it touches. Its
+working memory is that of one box, for any number of boxes and samples.
 
 Differs from the reference: it pools with optional weights (a mask, saliency), so that background inside a box
 need not count; and boxes are given in frame pixels and scaled by the :class:`PatchGrid`, separately in x and y.
