@@ -13,9 +13,11 @@ import torch
 from pydantic import Field
 
 from pipeline.core.config import StrictModel, load_config, load_yaml, parse_overrides
+from pipeline.core.device_stream import DeviceStreams, HostStreams, WaitListener
 from pipeline.core.errors import ConfigError
 from pipeline.core.locations import CONFIGS
 from pipeline.core.records import Detections, Frame, Packet, VideoInfo
+from pipeline.core.stage_stream import Item, StageClock, on_own_stream
 from stages.annotate import AnnotateConfig, Annotator
 from stages.cosegment import CosegmentConfig, Cosegmenter
 from stages.decode import DecodeConfig, Decoder, StreamDecoder, probe
@@ -122,6 +124,7 @@ class Stages:
     Attributes:
         keep_features: Leave the features in the packets for the caller, at the price of memory.
         further: Stages of the caller's, by name; they come after annotate and before write.
+        clocks: Of the device's work, by stage; empty on the CPU.
     """
 
     info: VideoInfo
@@ -135,6 +138,29 @@ class Stages:
     keep_features: bool = False
     further: Sequence[tuple[str, PacketStage]] = ()
     extra_warnings: list[str] = field(default_factory=list)
+    clocks: dict[str, StageClock] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> DeviceStreams:
+        """The streams of the device that features are on."""
+        return HostStreams() if self.extract is None else self.extract.streams
+
+    @property
+    def batch_size(self) -> int:
+        """Frames that go through the backbone together, and that the queues around it must hold."""
+        return 1 if self.extract is None else self.extract.batch_size
+
+    def on_device(
+        self,
+        name: str,
+        stage: Callable[[Iterator[Item]], Iterator[Packet]],
+        items: Iterator[Item],
+        waited: WaitListener,
+    ) -> Iterator[Packet]:
+        """A stage's packets, on a card by a stream of its own; see ``on_own_stream``."""
+        if not self.streams.is_asynchronous:
+            return stage(items)
+        return on_own_stream(stage, items, self.streams, self.clocks.setdefault(name, StageClock()), waited)
 
     def present(self) -> dict[str, Any]:
         """The stages that are on, by name, in the order of the flow."""
@@ -200,6 +226,8 @@ def make_stages(
         extractor.reset()
     elif reads_features:
         extractor = Extractor(config.extract)
+    if extractor is not None:
+        extractor.sends_features = config.cosegment.enabled
     return Stages(
         info=info,
         decode=stream or Decoder(config.decode, info),

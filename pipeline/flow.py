@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.records import Frame, Packet, VideoInfo
 from pipeline.core.runner import Mark, Pipeline
+from pipeline.core.stage_stream import for_caller
 from pipeline.formats.detections import read_detections
 from pipeline.formats.masks import load_masks
 from pipeline.formats.object_names import check_names, names_beside
@@ -72,9 +74,9 @@ def chain(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None = No
     place = len(following) - (stages.write is not None)
     following[place:place] = stages.further
     for name, stage in following:
-        made = stage(packets)
+        made = stages.on_device(name, stage, packets, pipe.waited)
         packets = pipe.buffer(_without_features(made) if name == last_reader else made, name=name, stage=stage)
-    return packets
+    return for_caller(packets, stages.streams)
 
 
 def decode_and_extract(pipe: Pipeline, stages: Stages, checkpointer: Checkpointer | None) -> Iterator[Packet]:
@@ -86,10 +88,12 @@ def decode_and_extract(pipe: Pipeline, stages: Stages, checkpointer: Checkpointe
     marked: Iterator[Frame | Mark] = frames
     if checkpointer is not None and isinstance(stages.decode, Decoder):
         marked = checkpointer.marked(frames, "decode", stages.decode)
-    buffered: Iterator[Frame] = pipe.buffer(marked, name="decode", stage=stages.decode)
+    batch = stages.batch_size
+    buffered: Iterator[Frame] = pipe.buffer(marked, name="decode", stage=stages.decode, at_least=batch)
     if stages.extract is None:
         return (Packet(frame) for frame in buffered)
-    return pipe.buffer(stages.extract(buffered), name="extract", stage=stages.extract)
+    made = stages.on_device("extract", stages.extract, buffered, pipe.waited)
+    return pipe.buffer(made, name="extract", stage=stages.extract, at_least=batch)
 
 
 def stream(
@@ -166,7 +170,7 @@ def survey(
         return
     with Pipeline(config.queue_depth) as pipe:
         packets = decode_and_extract(pipe, stages, checkpointer)
-        surveyed = _surveyed(stages, packets)
+        surveyed = stages.on_device("cosegment", partial(_surveyed, stages), packets, pipe.waited)
         for packet in pipe.buffer(surveyed, name="cosegment", stage=cosegment):
             on_packet(packet)
     cosegment.finish_survey()

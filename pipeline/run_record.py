@@ -20,7 +20,7 @@ from pipeline.core.checkpoint import differing
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import sha256_of, write_json_whole
 from pipeline.core.records import VideoInfo
-from pipeline.core.runner import StageStatistics
+from pipeline.core.stage_statistics import StageStatistics
 from stages.write.folder import FILE_LIST, FINISHED, PRODUCER, RECORD, read_record
 
 Status = Literal["done", "damaged", "failed", "interrupted"]
@@ -49,6 +49,7 @@ class RunResult:
         warnings: One line each.
         statistics: What each stage did in this process.
         bottleneck: The stage that was busy longest.
+        device_peak_memory_bytes: Most memory of the card that was in use at once; None on the CPU.
         paths: Files and folders written.
         object_names: Names given to objects, by id.
     """
@@ -65,6 +66,7 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     statistics: list[StageStatistics] = field(default_factory=list)
     bottleneck: str | None = None
+    device_peak_memory_bytes: int | None = None
     paths: list[Path] = field(default_factory=list)
     object_names: Mapping[int, str] = field(default_factory=dict)
 
@@ -89,6 +91,7 @@ def write_record(
         "resumed_at": result.resumed_at,
         "seconds": round(result.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
+        "device_peak_memory_bytes": result.device_peak_memory_bytes,
         "bottleneck": result.bottleneck,
         "stages": describe_statistics(result.statistics),
         "reports": result.reports,
@@ -238,15 +241,16 @@ def describe_statistics(statistics: Sequence[StageStatistics]) -> list[dict[str,
 
 
 def frames_per_second(stage: StageStatistics) -> float | None:
-    """Frames per second the stage would do if it never waited."""
-    return stage.items / stage.busy_seconds if stage.busy_seconds > 0 else None
+    """Frames per second the stage, or the device for it, would do if it never waited."""
+    return stage.items / stage.longest_seconds if stage.longest_seconds > 0 else None
 
 
 def summary_table(title: str, statistics: Sequence[StageStatistics], bottleneck: str | None) -> Table:
     """The stages of a run as a table, the bottleneck marked."""
     table = Table(title=title, title_justify="left")
     table.add_column("stage")
-    for name in ("frames", "fps", "busy s", "waiting s", "deepest queue"):
+    on_device = any(stage.device_seconds is not None for stage in statistics)
+    for name in ("frames", "fps", "busy s", "waiting s", "deepest queue", *["device s"] * on_device):
         table.add_column(name, justify="right")
     for stage in statistics:
         rate = frames_per_second(stage)
@@ -259,6 +263,7 @@ def summary_table(title: str, statistics: Sequence[StageStatistics], bottleneck:
             f"{stage.busy_seconds:.2f}",
             f"{waiting:.2f}",
             str(stage.deepest_queue),
+            *["-" if stage.device_seconds is None else f"{stage.device_seconds:.2f}"] * on_device,
         )
     return table
 

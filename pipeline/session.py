@@ -127,6 +127,7 @@ class Session:
 
     def __enter__(self) -> Session:
         self._started = time.perf_counter()
+        self._stages.streams.reset_peak()
         return self
 
     def __exit__(
@@ -156,11 +157,15 @@ class Session:
     def _finish(self, status: Status, problem: str | None) -> None:
         """Publish the results and write ``run.json``; a disk that is full must not hide how the run ended."""
         result, write, stages = self.result, self._stages.write, self._stages
-        bottleneck = self.pipe.bottleneck()
         result.status, result.problem, result.frames = status, problem, self._frames()
         result.seconds = time.perf_counter() - self._started
         result.reports, result.warnings = stages.reports(), stages.warnings()
         result.statistics = self.pipe.statistics
+        result.device_peak_memory_bytes = stages.streams.peak_bytes()
+        if status in ("done", "damaged"):
+            for stage in self.pipe.statistics:
+                stage.device_seconds = stages.clocks[stage.name].seconds() if stage.name in stages.clocks else None
+        bottleneck = self.pipe.bottleneck()
         result.bottleneck = None if bottleneck is None else bottleneck.name
         if write is None:
             return

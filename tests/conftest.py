@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Small inputs gain nothing from a second thread, and threads that wait for each other are slow on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for cards run in Triton's interpreter
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 cv2.setNumThreads(1)

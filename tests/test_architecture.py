@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,19 @@ def test_stages_know_no_threads(path: Path) -> None:
 def test_the_runner_knows_no_torch() -> None:
     imported = imports_of(REPOSITORY / "pipeline" / "core" / "runner.py")
     assert not {m for m in imported if m.split(".")[0] in ("torch", "numpy")}
+
+
+ASYNCHRONOUS = re.compile(
+    r"torch\.cuda\.(Stream|Event|stream|StreamContext|synchronize|current_stream|default_stream|set_stream"
+    r"|empty_cache|max_memory\w*|reset_peak\w*|graph|CUDAGraph|make_graphed_callables)\b"
+    r"|\b(pin_memory|non_blocking|record_stream|record_event|wait_event|wait_stream)\b"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_streams_events_and_pinned_copies_go_through_one_module(path: Path) -> None:
+    if module_of(path) != "pipeline.core.device_stream":
+        assert not ASYNCHRONOUS.search(path.read_text(encoding="utf-8"))
 
 
 def test_the_error_tree_in_the_docstring_is_the_one_in_the_code() -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.core.device_stream import streams_of
 from stages.extract.backbone.backbone import Backbone, BackboneOutput, load_backbone
 from stages.extract.backbone.device import Precision, autocast, pick_device, pick_precision, store_matmul_weights
 from stages.extract.backbone.facets import parse_facet
@@ -101,8 +102,7 @@ def _measure(variants: dict[str, Forward], repeats: int, device: torch.device) -
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    streams_of(device).synchronize()
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.bench.resident_memory import resident_bytes
+from pipeline.core.device_stream import streams_of
 from pipeline.core.records import Features, Frame, Packet, PatchGrid
 from stages.propagate import Propagator
 from stages.propagate.config import PropagateConfig, RefineConfig
@@ -175,8 +176,7 @@ def _child(sender: Any, version: str, setting: Setting, threads: int) -> None:
         for _ in range(setting.repeats):
             started = time.perf_counter()
             result = run()
-            if setting.device != "cpu":
-                torch.cuda.synchronize()
+            streams_of(torch.device(setting.device)).synchronize()
             seconds.append(time.perf_counter() - started)
     sample = result[:, :: max(1, setting.height // 8), :: max(1, setting.width // 8)].cpu().tolist()
     row = {
@@ -196,7 +196,8 @@ class _PeakMemory:
     """Highest resident memory while the block runs, sampled every few milliseconds; on CUDA the allocator's."""
 
     def __init__(self, device: str) -> None:
-        self._cuda = device != "cpu"
+        self._streams = streams_of(torch.device(device))
+        self._cuda = self._streams.is_asynchronous
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.before = 0
@@ -204,7 +205,7 @@ class _PeakMemory:
 
     def __enter__(self) -> _PeakMemory:
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
+            self._streams.reset_peak()
         self.before = self.peak = self._now()
         self._thread.start()
         return self
@@ -212,7 +213,7 @@ class _PeakMemory:
     def __exit__(self, *unused: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak = max(self.peak, torch.cuda.max_memory_allocated() if self._cuda else self._now())
+        self.peak = max(self.peak, self._streams.peak_bytes() or self._now())
 
     def _now(self) -> int:
         if self._cuda:

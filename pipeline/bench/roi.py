@@ -13,6 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
+from pipeline.core.device_stream import streams_of
 from pipeline.core.files import write_json_whole
 from pipeline.core.records import Detections, Frame
 from pipeline.evaluation.box_sequences import TRACKING_CONFIG
@@ -98,8 +99,7 @@ def _timed(stage: Callable[[Any], Any], items: list[Any], device: torch.device) 
     """What comes out of a stage, and its mean seconds per item."""
 
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        streams_of(device).synchronize()
         return time.perf_counter()
 
     started = now()

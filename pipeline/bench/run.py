@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipeline.bench.moving_squares import write_moving_squares
 from pipeline.bench.resident_memory import resident_bytes
+from pipeline.core.device_stream import streams_of
 from pipeline.core.locations import DEMO_CLIP
 from pipeline.core.records import Packet
 from pipeline.core.runner import Pipeline
@@ -103,8 +104,7 @@ def _bare_forward(config: ExtractConfig, frames: int, input_hw: tuple[int, int])
     started = time.perf_counter()
     for first in range(0, frames, _BARE_BATCH):
         backbone.vit.forward_features(pictures[: frames - first])
-    if pictures.is_cuda:
-        torch.cuda.synchronize()
+    streams_of(pictures.device).synchronize()
     return time.perf_counter() - started
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 from tqdm import tqdm
 
+from pipeline.core.device_stream import streams_of
 from pipeline.core.files import list_images, write_bytes_whole
 from pipeline.evaluation.lift_properties import (
     LinearCka,
@@ -152,8 +153,7 @@ def _cost(
         if repeats:
 
             def synchronized() -> float:
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+                streams_of(device).synchronize()
                 return time.perf_counter()
 
             times = {"backbone": median_seconds(extract, repeats, synchronized)}

@@ -6,9 +6,13 @@ generalized eigenvector of the second smallest eigenvalue of ``(D - W) v = lambd
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.core.small_eigen import small_eigh
 
 _SEED = 0
 
@@ -32,15 +36,43 @@ def cut_eigenvectors(weights: Tensor, num_vectors: int, num_steps: int) -> Tenso
     root = degree.rsqrt()
     matrix = weights.mul_(root).mul_(root.transpose(1, 2))
     first = F.normalize(degree.sqrt(), dim=1)
-    generator = torch.Generator().manual_seed(_SEED)
-    start = torch.randn(weights.shape[1], num_vectors, generator=generator)
-    vectors = start.to(weights).expand(len(weights), -1, -1)
+    start = _start(weights.shape[1], num_vectors, weights.dtype, weights.device)
+    vectors = start.expand(len(weights), -1, -1)
     for _ in range(num_steps):
         vectors = matrix @ vectors
         vectors = _orthonormal(vectors - first @ (first.transpose(1, 2) @ vectors))
-    _, rotation = torch.linalg.eigh(vectors.transpose(1, 2) @ (matrix @ vectors))
+    _, rotation = small_eigh(vectors.transpose(1, 2) @ (matrix @ vectors))
     found: Tensor = (vectors @ rotation.flip(-1)) * root
     return found
+
+
+def leading_eigenvectors(matrices: Tensor, num_vectors: int, num_steps: int) -> Tensor:
+    """The eigenvectors of the largest eigenvalues by falling eigenvalue, by subspace iteration without a wait.
+
+    Args:
+        matrices: ``(B, N, N)``, symmetric and positive semidefinite.
+        num_vectors: Vectors iterated together and returned; the last of them converge last.
+        num_steps: Iterations.
+
+    Returns:
+        ``(B, N, min(num_vectors, N))``.
+    """
+    count = min(num_vectors, matrices.shape[1])
+    # Only directions matter; scaled so that products stay in range.
+    scaled = matrices / matrices.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-30)[:, None, None]
+    vectors = _start(matrices.shape[1], count, matrices.dtype, matrices.device).expand(len(matrices), -1, -1)
+    for _ in range(num_steps):
+        vectors = _orthonormal(scaled @ vectors)
+    _, rotation = small_eigh(vectors.transpose(1, 2) @ (scaled @ vectors))
+    return vectors @ rotation.flip(-1)
+
+
+@lru_cache(maxsize=8)
+def _start(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random vectors to start from, the same on every device; made and uploaded once per size."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(_SEED)
+        return torch.randn(rows, columns, generator=generator).to(device, dtype)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pipeline.core.device_stream import Event
 from pipeline.core.grid import PatchGrid
+from pipeline.core.host_copy import HostFeatures
 
 __all__ = [
     "Color",
@@ -137,6 +139,7 @@ class Features:
         saliency: ``(h, w)`` in [0, 1], or None where the backbone gives none.
         cls: ``(C,)``, the CLS descriptor.
         extra: Further facets on the same grid by name (for example ``"token@11"``), each ``(C', h, w)``.
+        host: The data and the saliency on their way to the host, where extract has sent them there.
     """
 
     data: Tensor
@@ -144,6 +147,7 @@ class Features:
     saliency: Tensor | None = None
     cls: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    host: HostFeatures | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or tuple(self.data.shape[1:]) != self.grid.grid_hw:
@@ -153,6 +157,20 @@ class Features:
         for name, values in (("saliency", self.saliency), *self.extra.items()):
             if values is not None and tuple(values.shape[-2:]) != self.grid.grid_hw:
                 raise ValueError(f"Features {name} must lie on {self.grid.grid_hw}, got {tuple(values.shape)}")
+
+    def data_on_host(self) -> npt.NDArray[np.float32]:
+        """The data as float32 ``(C, h, w)``; waits for the device where it must be copied."""
+        return self.data.detach().float().cpu().numpy() if self.host is None else self.host.data()
+
+    def saliency_on_host(self) -> npt.NDArray[np.float32] | None:
+        """The saliency as float32 ``(h, w)``; None where there is none."""
+        if self.saliency is None:
+            return None
+        return self.saliency.detach().float().cpu().numpy() if self.host is None else self.host.saliency()
+
+    def tensors(self) -> list[Tensor]:
+        """All its tensors."""
+        return [value for value in (self.data, self.saliency, self.cls, *self.extra.values()) if value is not None]
 
     def __repr__(self) -> str:
         shape = "x".join(str(n) for n in self.data.shape)
@@ -309,6 +327,7 @@ class Packet:
         labels: Set by propagate.
         tracks: Set by track; None until then, empty where nothing is tracked.
         annotated: uint8 ``(H', W', 3)`` RGB, set by annotate.
+        ready: After the device's work on the packet so far; None where there is no device but the CPU.
     """
 
     frame: Frame
@@ -317,6 +336,7 @@ class Packet:
     labels: LabelMap | None = None
     tracks: tuple[Track, ...] | None = None
     annotated: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+    ready: Event | None = field(default=None, repr=False, compare=False)
 
     @property
     def index(self) -> int:

@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pipeline.core.errors import StageError
+from pipeline.core.stage_statistics import StageStatistics
 
 T = TypeVar("T")
 
@@ -67,29 +68,6 @@ class Mark:
         """Called in the caller's thread when the mark has passed all stages."""
 
 
-@dataclass(slots=True)
-class StageStatistics:
-    """What one stage did.
-
-    Attributes:
-        name: The stage's name.
-        items: Items it has put out.
-        busy_seconds: Time inside the stage's own code.
-        input_wait_seconds: Time it waited for the stage before it.
-        output_wait_seconds: Time it waited for room in its output queue.
-        deepest_queue: Most items that ever waited in its output queue.
-        last_index: ``index`` of the last item it took, or None.
-    """
-
-    name: str
-    items: int = 0
-    busy_seconds: float = 0.0
-    input_wait_seconds: float = 0.0
-    output_wait_seconds: float = 0.0
-    deepest_queue: int = 0
-    last_index: int | None = None
-
-
 class Pipeline:
     """Owns the threads, the queues and the stop flag of one run. Use once, as a context manager.
 
@@ -110,7 +88,9 @@ class Pipeline:
         self.left_behind: tuple[str, ...] = ()
         self.statistics: list[StageStatistics] = []
 
-    def buffer(self, items: Iterable[T | Mark], *, name: str, stage: object = None) -> Iterator[T]:
+    def buffer(
+        self, items: Iterable[T | Mark], *, name: str, stage: object = None, at_least: int = 1
+    ) -> Iterator[T]:
         """Start a thread that iterates ``items`` ahead of the caller, and return the buffered iterator.
 
         Args:
@@ -118,9 +98,10 @@ class Pipeline:
                 its items.
             name: The stage's name in errors and statistics.
             stage: The object behind the generator, which marks visit.
+            at_least: Items that may wait, where that is more than ``queue_depth``.
         """
         statistics = StageStatistics(name)
-        queue: _BoundedQueue[T | Mark] = _BoundedQueue(self, self._queue_depth)
+        queue: _BoundedQueue[T | Mark] = _BoundedQueue(self, max(self._queue_depth, at_least))
         self.statistics.append(statistics)
         self._queues.append(queue)  # type: ignore[arg-type]
         thread = threading.Thread(
@@ -140,8 +121,8 @@ class Pipeline:
             queue.wake()
 
     def bottleneck(self) -> StageStatistics | None:
-        """The stage that was busy longest, or None before anything ran."""
-        return max(self.statistics, key=lambda stage: stage.busy_seconds, default=None)
+        """The stage that was busy longest, itself or the device for it; None before anything ran."""
+        return max(self.statistics, key=lambda stage: stage.longest_seconds, default=None)
 
     def __enter__(self) -> Pipeline:
         return self

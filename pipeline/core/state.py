@@ -143,7 +143,9 @@ def grid_from_state(state: State) -> PatchGrid:
 
 
 def _features_state(features: Features) -> State:
-    return {**_fields(features), "grid": grid_state(features.grid)}
+    values = {**_fields(features), "grid": grid_state(features.grid)}
+    del values["host"]  # a second copy of the data
+    return values
 
 
 def _features_from_state(state: State, device: torch.device | str) -> Features:

@@ -48,4 +48,13 @@ def _declare_schemas() -> torch.library.Library | None:
 HAS_COMPILED_OPS: bool = _load_compiled()
 """Whether torchvision's own operators (``nms``, ``roi_align``, ...) can be called."""
 
+
+def has_roi_align(device_type: str) -> bool:
+    """Whether torchvision's ROIAlign has a kernel for a type of device, such as ``cuda``."""
+    if not HAS_COMPILED_OPS:
+        return False
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type, device_type.upper())
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::roi_align", key))
+
+
 _library = None if HAS_COMPILED_OPS else _declare_schemas()

@@ -75,14 +75,15 @@ def observe(
         ValueError: The packet has no features, or they hold NaN or infinite values.
     """
     features = features_of(packet)
-    data = features.data.detach().float().cpu().numpy()
+    data = features.data_on_host()
     try:
         rows = normalize_rows(data.reshape(data.shape[0], -1).T)
     except ValueError as error:
         raise ValueError(f"frame {packet.index}: the main facet (extract.facets[0]): {error}") from error
     saliency = np.zeros(len(rows), np.float32)
-    if features.saliency is not None:
-        saliency = relative_saliency(features.saliency.detach().float().cpu().numpy().ravel())
+    on_host = features.saliency_on_host()
+    if on_host is not None:
+        saliency = relative_saliency(on_host.ravel())
     motion, flow = None, None
     if gray is not None and previous_gray is not None and gray.shape == previous_gray.shape:
         flow = dense_flow(gray, previous_gray)

@@ -1,4 +1,8 @@
-"""Finding features that are NaN or infinite, at the price of one sum per facet and batch."""
+"""Finding features that are NaN or infinite, at the price of one sum per facet and frame.
+
+NaN and infinity survive a sum, so the sums settle the usual case, and come to the host with the batch's results;
+only a suspicious batch is looked at value by value.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +32,19 @@ class NotFinite:
     total: int
 
 
+def facet_sums(maps: Sequence[Tensor]) -> Tensor:
+    """The sum of every facet ``(B, C, h, w)`` of every image, ``(B, facets)``: finite where all its values are."""
+    return torch.stack([values.flatten(1).sum(dim=1) for values in maps], dim=1)
+
+
 @torch.inference_mode()
 def first_not_finite(features: Sequence[Features], names: Sequence[str]) -> NotFinite | None:
-    """The first image of a batch with a value that is not finite, or None.
-
-    NaN and infinity survive a sum, so one sum per facet settles the usual case; only a suspicious batch is
-    looked at value by value. On a GPU the host waits once per batch.
+    """The first image of a batch with a value that is not finite, or None; looks at every value.
 
     Args:
         features: The images' features.
         names: Names of the facets: of ``Features.data``, then of ``Features.extra``.
     """
-    maps = [list(_maps(item, names).values()) for item in features]
-    sums = torch.stack([torch.stack([values.sum() for values in of_image]) for of_image in maps])
-    if bool(sums.isfinite().all()):
-        return None
     for image, item in enumerate(features):
         for facet, values in _maps(item, names).items():
             wrong = int((~values.isfinite()).sum())

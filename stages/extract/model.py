@@ -1,12 +1,13 @@
-"""One batch of images through the frozen ViT: resize, upload, forward, saliency and LiFT.
+"""One batch of images through the frozen ViT: upload, resize, forward, saliency and LiFT.
 
-On CUDA a batch is copied while the previous one is computed, and nothing here waits for the device, except the
-small eigenproblem of the ``ncut`` and ``first_pc`` saliency and the check for values that are not finite.
+On a card :meth:`FeatureModel.launch` gives the work to the device and returns; nothing in it waits. Results come
+to the host in one copy per batch, :meth:`FeatureModel.send_to_host`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.device_stream import DeviceStreams, streams_of
 from pipeline.core.errors import ConfigError
 from pipeline.core.grid import PatchGrid
+from pipeline.core.host_copy import HostCopy, HostFeatures
 from pipeline.core.records import Features
 from pipeline.core.state import State
 from stages.extract.backbone.backbone import Backbone, BackboneOutput
@@ -24,6 +27,7 @@ from stages.extract.backbone.device import autocast, pick_device, pick_precision
 from stages.extract.backbone.facets import FacetSpec, parse_facet
 from stages.extract.backbone.request import ClsKind
 from stages.extract.config import ExtractConfig
+from stages.extract.finite import facet_sums
 from stages.extract.lift.choice import choose_lift
 from stages.extract.lift.module import LoadedLift
 from stages.extract.repair.sinder import DefectSmoother
@@ -33,6 +37,19 @@ from stages.extract.saliency import SaliencyEstimator, pick_cue
 from stages.extract.upload import Uploader
 
 Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A batch that the device is working on.
+
+    Attributes:
+        features: One per image.
+        sums: The sum of every facet, ``(B, facets)``; not finite where a value of the facet is not.
+    """
+
+    features: list[Features]
+    sums: Tensor
 
 
 class FeatureModel:
@@ -47,10 +64,16 @@ class FeatureModel:
         precision_choice: Why; for ``run.json``.
         lift: The LiFT of the first facet, or None.
         smoother: Replaces defective tokens inside the forward, or None.
+        streams: The device's.
     """
 
-    def __init__(self, config: ExtractConfig, backbone: Backbone) -> None:
+    def __init__(self, config: ExtractConfig, backbone: Backbone, streams: DeviceStreams | None = None) -> None:
         """Prepare the backbone, which then belongs to this object.
+
+        Args:
+            config: The settings.
+            backbone: The frozen ViT.
+            streams: Of the device; those of ``config.device`` if None.
 
         Raises:
             ConfigError: A device that does not exist; a facet, layer, cue or input size that the model does not
@@ -80,7 +103,9 @@ class FeatureModel:
         self.smoother = _attach_smoother(config, backbone, self.device)
         backbone.to(self.device)
         store_matmul_weights(backbone.vit, self.precision)
-        self._upload = Uploader(self.device, config.resize)
+        self.streams = streams or streams_of(self.device)
+        self._upload = Uploader(self.streams, config.resize)
+        self._copies = self.streams.new_stream()
         self._scale, self._shift = _normalization(config, backbone, self.device)
 
     def input_size(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -92,15 +117,14 @@ class FeatureModel:
         return bound_input_size(wanted, patch, self.backbone.stride_px, self.config.max_cells), wanted
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image], input_hw: tuple[int, int]) -> list[Features]:
-        """Features of a batch, one record per image.
+    def launch(self, images: Sequence[Image], input_hw: tuple[int, int]) -> Launched:
+        """Give the work on a batch to the current stream.
 
         Args:
             images: uint8 RGB ``(H, W, 3)``, all of one size.
             input_hw: Height and width at the model, from :meth:`input_size`.
         """
-        pixels = self._upload(images, input_hw)
-        batch = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2).float(), self._scale)
+        batch = torch.addcmul(self._shift, self._upload(images, input_hw), self._scale)
         with autocast(self.device, self.precision):
             output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
         maps = {name: output.maps[name].float() for name in self.names}
@@ -109,7 +133,7 @@ class FeatureModel:
         if self.lift is not None:
             maps, saliency, grid = self._lifted(self.lift, batch, maps, saliency, grid)
         main, *further = self.names
-        return [
+        features = [
             Features(
                 data=maps[main][i],
                 grid=grid,
@@ -119,6 +143,28 @@ class FeatureModel:
             )
             for i in range(len(images))
         ]
+        return Launched(features, facet_sums([maps[name] for name in self.names]))
+
+    def send_to_host(self, launched: Launched, *, features: bool) -> tuple[list[Features], HostCopy]:
+        """Copy what the host needs of a batch, in one go and beside the device's other work.
+
+        Args:
+            launched: The batch.
+            features: Send the data and the saliency too, not the sums alone; only from a card.
+
+        Returns:
+            The features, with :attr:`Features.host` where they were sent, and the copy, whose last array is the
+            sums.
+        """
+        if not (features and self.streams.is_asynchronous):
+            return launched.features, HostCopy(self.streams, [launched.sums], by=self._copies)
+        data = [item.data for item in launched.features]
+        saliency = [item.saliency for item in launched.features if item.saliency is not None]
+        copy = HostCopy(self.streams, [*data, *saliency, launched.sums], by=self._copies)
+        count = len(data)
+        return [
+            replace(item, host=HostFeatures(copy, row, count)) for row, item in enumerate(launched.features)
+        ], copy
 
     def _saliency_of(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
         if self.cue != "none" and features.shape[-2:].numel() == 1:

@@ -1,19 +1,26 @@
 """Stage 2: dense features of every frame from a frozen ViT.
 
-Frames are gathered into batches, resized on the CPU to whole patches, and go through the backbone once, followed
-by LiFT. One packet per frame leaves, in order, with its features on the backbone's device.
+Frames are gathered into batches, resized to whole patches, and go through the backbone once, followed by LiFT. One
+packet per frame leaves, in order, with its features on the backbone's device.
+
+On a card a batch is given to the device before the packets of the one before it leave, so that the device has work
+while frames are gathered, uploaded and consumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.core.device_stream import DeviceStreams
 from pipeline.core.errors import CheckpointError
+from pipeline.core.host_copy import HostCopy
 from pipeline.core.records import Features, Frame, Packet
 from pipeline.core.state import State, packet_from_state, packet_state
 from stages.extract.backbone.backbone import Backbone, load_backbone
@@ -24,11 +31,21 @@ from stages.extract.log_binning import log_bin
 from stages.extract.model import FeatureModel
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch that was given to the device: its frames, their features, and the copy that ends with the sums."""
+
+    frames: list[Frame]
+    features: list[Features]
+    copy: HostCopy
+
+
 class Extractor:
     """Frames in, packets with features out, in order.
 
-    Invariant: every frame that goes in comes out; at most one batch of frames waits inside (and the sample that
-    high-variance channels are chosen from). The batch only ever shrinks, when the device runs out of memory.
+    Invariant: every frame that goes in comes out; at most one batch of frames waits inside, on a card one more
+    that is being computed (and the sample that high-variance channels are chosen from). The batch only ever
+    shrinks, when the device runs out of memory. With a batch of 1 nothing is held back on a card either.
 
     A call is one video. The next call, unless it follows :meth:`restore`, is another one and starts with
     :meth:`reset`.
@@ -37,15 +54,21 @@ class Extractor:
         current_index: Index of the frame in work, of a batch its first one; None before the first frame.
         batch_size: Frames per forward.
         warnings: One line each.
+        sends_features: Whether a card sends the main facet and the saliency to the host, for stages that read
+            them there.
+        streams: The device's.
     """
 
-    def __init__(self, config: ExtractConfig, *, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, config: ExtractConfig, *, backbone: Backbone | None = None, streams: DeviceStreams | None = None
+    ) -> None:
         """Load the backbone.
 
         Args:
             config: The settings.
             backbone: One that is loaded already, which then belongs to this object; ``backbone``, ``weights``,
                 ``stride_px`` and ``position`` of the config are not read.
+            streams: Of the device; those of ``config.device`` if None.
 
         Raises:
             ConfigError: A device that does not exist; a facet, layer, stride, cue or input size that the model
@@ -56,7 +79,9 @@ class Extractor:
         self.backbone = backbone or load_backbone(
             config.backbone, weights=config.weights, stride_px=config.stride_px, position=config.position
         )
-        self._model = FeatureModel(config, self.backbone)
+        self._model = FeatureModel(config, self.backbone, streams)
+        self.streams = self._model.streams
+        self.sends_features = False
         self.facets, self.cue = self._model.facets, self._model.cue
         self.device, self.precision = self._model.device, self._model.precision
         self._filter = _channel_filter(config, self.backbone.embed_dim)
@@ -69,6 +94,7 @@ class Extractor:
         self.warnings.clear()
         self.current_index: int | None = None
         self._waiting: list[Frame] = []
+        self._in_work: _Batch | None = None
         self._input_hw: tuple[int, int] | None = None
         self._grid_hw: tuple[int, int] | None = None
         self._num_frames = 0
@@ -78,9 +104,13 @@ class Extractor:
             self._filter.reset()
 
     def state(self) -> State:
-        """Everything that decides about the packets to come: waiting frames, held packets, counts."""
+        """Everything that decides about the packets to come: waiting frames, held packets, counts.
+
+        A batch that is being computed counts as waiting: it is computed again.
+        """
+        waiting = [*(self._in_work.frames if self._in_work else ()), *self._waiting]
         return {
-            "waiting": [packet_state(Packet(frame)) for frame in self._waiting],
+            "waiting": [packet_state(Packet(frame)) for frame in waiting],
             "precision": str(self.precision),
             "batch_size": self.batch_size,
             "current_index": self.current_index,
@@ -121,11 +151,13 @@ class Extractor:
         if self._started:
             self.reset()
         self._started = True
-        for frame in frames:
+        restored, self._waiting = self._waiting, []
+        for frame in chain(restored, frames):
             yield from self._take(frame)
         yield from self._extract_waiting()
+        yield from self._finish_work()
         for packet in () if self._filter is None else self._filter.flush():
-            yield self._finish(packet)
+            yield self._finished(packet)
 
     def report(self) -> dict[str, Any]:
         """Facts for ``run.json``."""
@@ -163,45 +195,61 @@ class Extractor:
 
     def _extract_waiting(self) -> Iterator[Packet]:
         frames, self._waiting = self._waiting, []
-        for packet in self._extract(frames) if frames else ():
-            for chosen in (packet,) if self._filter is None else self._filter.take(packet):
-                yield self._finish(chosen)
+        if frames:
+            yield from self._extract(frames)
 
     def _extract(self, frames: list[Frame]) -> Iterator[Packet]:
-        """Packets of a batch; halves it as often as the device's memory demands."""
-        features: list[Features] | None = None
+        """Give a batch to the device, halved as its memory demands, and yield the packets that are due."""
+        batch: _Batch | None = None
         try:
-            features = self._features(frames)
+            batch = self._launch(frames)
         except torch.OutOfMemoryError:
-            if len(frames) == 1:
+            if len(frames) == 1 and self._in_work is None:
                 raise
-        if features is not None:
-            self._num_frames += len(frames)
-            for frame, found in zip(frames, features, strict=True):
-                yield Packet(frame=frame, features=found)
+        if batch is not None:
+            before, self._in_work = self._in_work, batch
+            if before is not None:
+                yield from self._packets(before)
+            if not self.streams.is_asynchronous or self.batch_size == 1:
+                yield from self._finish_work()
             return
         # Not inside the except block: there the traceback keeps the failed batch's tensors alive.
+        if self._in_work is not None:  # without it there may be room enough
+            yield from self._finish_work()
+            self.streams.release_memory()
+            yield from self._extract(frames)
+            return
         half = (len(frames) + 1) // 2
         if half < self.batch_size:
             self.batch_size = half
             self.warnings.append(
                 f"extract: a batch of {len(frames)} frames does not fit on {self.device}; going on with {half}"
             )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.streams.release_memory()
         yield from self._extract(frames[:half])
         yield from self._extract(frames[half:])
+
+    def _finish_work(self) -> Iterator[Packet]:
+        batch, self._in_work = self._in_work, None
+        if batch is not None:
+            yield from self._packets(batch)
+
+    def _packets(self, batch: _Batch) -> Iterator[Packet]:
+        """The packets of a batch; waits for its sums."""
+        if not np.isfinite(batch.copy.arrays()[-1]).all():
+            self._refuse_if_not_finite(batch)
+        self._num_frames += len(batch.frames)
+        for frame, found in zip(batch.frames, batch.features, strict=True):
+            packet = Packet(frame=frame, features=found)
+            for chosen in (packet,) if self._filter is None else self._filter.take(packet):
+                yield packet if self._filter is None else self._finished(chosen)
 
     def _warn(self, line: str) -> None:
         if line not in self.warnings:
             self.warnings.append(line)
 
-    def _features(self, frames: list[Frame]) -> list[Features]:
-        """Features of frames of one size.
-
-        Raises:
-            FloatingPointError: A value that is not finite; names the frame and the facet.
-        """
+    def _launch(self, frames: list[Frame]) -> _Batch:
+        """Give frames of one size to the device."""
         self.current_index = frames[0].index
         input_hw, wanted_hw = self._model.input_size(frames[0].image_hw)
         if input_hw != wanted_hw:
@@ -209,31 +257,43 @@ class Extractor:
                 f"extract: frames of {_size(frames[0].image_hw)} px would be {_size(wanted_hw)} px at the model; "
                 f"scaled down to {_size(input_hw)} px to keep within extract.max_cells = {self.config.max_cells}"
             )
-        features = self._model([frame.image for frame in frames], input_hw)
-        self._input_hw, self._grid_hw = input_hw, features[0].grid.grid_hw
-        bad = first_not_finite(features, self._model.names)
+        launched = self._model.launch([frame.image for frame in frames], input_hw)
+        self._input_hw, self._grid_hw = input_hw, launched.features[0].grid.grid_hw
+        if self._filter is None:
+            launched = replace(launched, features=[self._finish(found) for found in launched.features])
+        sent = self.sends_features and self._filter is None
+        return _Batch(frames, *self._model.send_to_host(launched, features=sent))
+
+    def _refuse_if_not_finite(self, batch: _Batch) -> None:
+        """A sum is not finite: look for the value.
+
+        Raises:
+            FloatingPointError: Names the frame and the facet.
+        """
+        bad = first_not_finite(batch.features, self._model.names)
         if bad is not None:
-            self.current_index = index = frames[bad.image].index
+            self.current_index = index = batch.frames[bad.image].index
             hint = "" if self.precision == torch.float32 else " or set extract.precision to fp32"
             raise FloatingPointError(
                 f"frame {index}: {bad.count} of {bad.total} values of {bad.facet} are not finite; check the "
                 f"weights{hint}"
             )
-        return features
+
+    def _finished(self, packet: Packet) -> Packet:
+        return packet if packet.features is None else replace(packet, features=self._finish(packet.features))
 
     @torch.inference_mode()
-    def _finish(self, packet: Packet) -> Packet:
+    def _finish(self, features: Features) -> Features:
         """Log binning and normalization, which see the channels that are left."""
-        features = packet.features
-        if features is None or not (self.config.log_bins or self.config.normalize):
-            return packet
+        if not (self.config.log_bins or self.config.normalize):
+            return features
         data, extra = features.data, features.extra
         if self.config.log_bins:
             data = log_bin(data, self.config.log_bins)
         if self.config.normalize:
             data = F.normalize(data, dim=0)
             extra = {name: F.normalize(values, dim=0) for name, values in extra.items()}
-        return replace(packet, features=replace(features, data=data, extra=extra))
+        return replace(features, data=data, extra=extra)
 
 
 def _default_batch(device: torch.device) -> int:

@@ -1,8 +1,8 @@
-"""Upload of frames to the model's device as one uint8 batch, in parallel to the device's other work.
+"""Frames on their way to the model: one uint8 batch, uploaded beside the device's other work and resized there.
 
-On CUDA a batch is written into page-locked memory and copied on a stream of its own, so the copy runs while the
-device still computes the previous batch. Two buffers alternate; a buffer is reused only after its copy has
-finished.
+On an asynchronous device the frames are written into page-locked memory as they are and copied by a stream of its
+own, so that the copy runs while the device computes the batch before. Two buffers alternate; one is filled again
+only after its copy is done. On the CPU frames are resized by OpenCV and Pillow.
 """
 
 from __future__ import annotations
@@ -14,64 +14,73 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.core.device_stream import DeviceStreams, Event, wait_for
+from stages.extract.device_resize import resize_batch
 from stages.extract.resize import ResizeMethod, resize_image
 
 _NUM_BUFFERS = 2
 
 
-class Uploader:
-    """Resizes and uploads batches. Invariant: the tensor returned is never overwritten by a later call."""
+class PinnedRing:
+    """Pinned buffers in turn. Invariant: a buffer that is given out is not being copied from any more."""
 
-    def __init__(self, device: torch.device, method: ResizeMethod) -> None:
+    def __init__(self, streams: DeviceStreams, count: int = _NUM_BUFFERS) -> None:
+        self._streams = streams
+        self._buffers: list[Tensor | None] = [None] * count
+        self._copied: list[Event | None] = [None] * count
+        self._turn = 0
+
+    def next(self, shape: tuple[int, ...]) -> Tensor:
+        """A uint8 buffer to write to; waits for the copy that was made from its memory before."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        copied = self._copied[self._turn]
+        if copied is not None:
+            wait_for(copied)
+        count = int(np.prod(shape))
+        buffer = self._buffers[self._turn]
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[self._turn] = self._streams.pinned((count,), torch.uint8)
+        self._streams.touch(buffer, write=True)
+        return buffer[:count].view(shape)
+
+    def copied_after(self, event: Event) -> None:
+        """The copy from the buffer given out last is done at an event."""
+        self._copied[self._turn] = event
+
+
+class Uploader:
+    """Uploads and resizes batches. Invariant: the tensor returned is never overwritten by a later call."""
+
+    def __init__(self, streams: DeviceStreams, method: ResizeMethod) -> None:
         """Prepare for a device.
 
         Args:
-            device: Where batches go.
+            streams: Of the device where batches go.
             method: How frames are resized, see ``stages.extract.resize``.
         """
-        self._device = device
+        self._streams = streams
         self._method: ResizeMethod = method
-        self._buffers: list[Tensor] = []
-        self._copied: list[torch.cuda.Event | None] = [None] * _NUM_BUFFERS
-        self._turn = 0
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._ring = PinnedRing(streams)
+        self._copies = streams.new_stream()
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], size_hw: tuple[int, int]) -> Tensor:
-        """Resize uint8 RGB images ``(H, W, 3)`` and return them as uint8 ``(B, h, w, 3)`` on the device."""
-        shape = (len(images), *size_hw, 3)
-        if self._stream is None:
-            batch = np.empty(shape, np.uint8)
-            self._fill(batch, images, size_hw)
-            return torch.from_numpy(batch)
-        pinned = self._next_buffer(shape)
-        self._fill(pinned.numpy(), images, size_hw)
-        with torch.cuda.stream(self._stream):
-            on_device = pinned.to(self._device, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(self._stream)
-        self._copied[self._turn] = copied
-        current = torch.cuda.current_stream(self._device)
-        current.wait_event(copied)
-        # The memory belongs to the copy stream; without this it could be reused while the model still reads it.
-        on_device.record_stream(current)
-        return on_device
-
-    def _fill(
-        self, batch: npt.NDArray[np.uint8], images: Sequence[npt.NDArray[np.uint8]], size_hw: tuple[int, int]
-    ) -> None:
+        """uint8 RGB images ``(H, W, 3)`` of one size as float32 ``(B, 3, *size_hw)`` in [0, 255] on the device."""
+        if self._streams.is_asynchronous:
+            return resize_batch(self._upload(images), size_hw, self._method)
+        batch = np.empty((len(images), *size_hw, 3), np.uint8)
         for row, image in zip(batch, images, strict=True):
             row[:] = resize_image(image, size_hw, self._method)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2).float()
 
-    def _next_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        self._turn = (self._turn + 1) % _NUM_BUFFERS
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        count = int(np.prod(shape))
-        if not self._buffers or self._buffers[0].numel() < count:
-            if self._stream is not None:
-                self._stream.synchronize()
-            self._buffers = [torch.empty(count, dtype=torch.uint8, pin_memory=True) for _ in range(_NUM_BUFFERS)]
-        return self._buffers[self._turn][:count].view(shape)
+    def _upload(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        pinned = self._ring.next((len(images), *images[0].shape))
+        for row, image in zip(pinned.numpy(), images, strict=True):
+            np.copyto(row, image)
+        with self._copies:
+            on_device = self._streams.upload(pinned)
+            copied = self._copies.record()
+        self._ring.copied_after(copied)
+        self._streams.current().wait_for(copied)
+        # The memory belongs to the copying stream; without this it could be reused while the model still reads it.
+        self._streams.keep([on_device])
+        return on_device

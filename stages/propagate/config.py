@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.core.config import StrictModel
+from stages.propagate.kernel_choice import Kernel
 from stages.propagate.label_maps import Sampling, Stretch
 from stages.propagate.propagation import Window
 
@@ -58,6 +59,7 @@ class PropagateConfig(StrictModel):
     discover_every: int = Field(12, ge=0)
     confirm_sightings: int = Field(2, ge=1, le=16)
     max_bytes: int = Field(256 * 2**20, ge=2**20)
+    kernel: Kernel = "auto"
 
 
 def make_windows(config: PropagateConfig) -> tuple[Window, Window]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.host_copy import send_like
 from pipeline.core.records import Features, PatchGrid
 
 COLOR_PARTS = 2
@@ -77,6 +78,6 @@ def add_color(descriptors: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid
 
     The similarity of two cells grows by ``weight`` where their colors are equal, and by less the more they differ.
     """
-    color = color_descriptors(image, grid).to(descriptors.device) * math.sqrt(weight)
+    color = send_like(color_descriptors(image, grid), descriptors) * math.sqrt(weight)
     joint = torch.cat([descriptors, color])
     return joint.permute(1, 2, 0).contiguous().permute(2, 0, 1)

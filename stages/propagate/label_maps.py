@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -123,11 +124,27 @@ def decode_labels(
     Returns:
         uint8 ``(H, W)``. Where channels are equal the first one wins.
     """
+    winners = pixel_winners(
+        labels, object_ids, grid, stretch=stretch, object_weight=object_weight, upsample_factor=upsample_factor
+    )
+    return winners.cpu().numpy()
+
+
+def pixel_winners(
+    labels: Tensor,
+    object_ids: Sequence[int],
+    grid: PatchGrid,
+    *,
+    stretch: Stretch = "none",
+    object_weight: float = 1.0,
+    upsample_factor: int | None = None,
+) -> Tensor:
+    """The index mask of :func:`decode_labels` on the device of ``labels``; nothing waits for it."""
     size = grid.image_hw
     if upsample_factor is not None:
         size = (grid.grid_hw[0] * upsample_factor, grid.grid_hw[1] * upsample_factor)
     # One channel at a time: with many objects on a large frame all upsampled maps together are gigabytes.
-    winner = torch.zeros(size, dtype=torch.uint8, device=labels.device)
+    winner = labels.new_zeros(size, dtype=torch.uint8)
     highest: Tensor | None = None
     for channel, number in enumerate((0, *object_ids)):
         values = grid.upsample(labels[channel : channel + 1], size)[0]
@@ -141,7 +158,7 @@ def decode_labels(
         winner.masked_fill_(values > highest, number)
         if channel < len(object_ids):
             highest = torch.maximum(highest, values)
-    return resize_nearest(winner, grid.image_hw).cpu().numpy()
+    return resize_nearest(winner, grid.image_hw)
 
 
 def refine_labels(
@@ -197,6 +214,8 @@ def stretch_channel(values: Tensor) -> Tensor:
     [0.0, 0.5, 1.0]
     """
     low, high = values.amin(), values.amax()
+    if not values.is_cpu:  # a card is not asked for a value
+        return torch.where((high > 0) & (high != low), (values - low) / (high - low), values)
     if high <= 0 or high == low:
         return values
     return (values - low) / (high - low)
@@ -210,13 +229,19 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """
     if tuple(index_map.shape) == size_hw:
         return index_map
-    picks = []
-    for have, want in zip(index_map.shape, size_hw, strict=True):
-        # Pillow adds the step up; where a position falls on a pixel's border the rounding of the sum decides.
-        step = have / want
-        positions = np.add.accumulate(np.r_[step * 0.5, np.full(want - 1, step)])
-        picks.append(torch.from_numpy(positions.astype(np.int64)).clamp(max=have - 1).to(index_map.device))
-    return index_map[picks[0][:, None], picks[1]]
+    rows, columns = (
+        _nearest_picks(have, want, index_map.device) for have, want in zip(index_map.shape, size_hw, strict=True)
+    )
+    return index_map[rows[:, None], columns]
+
+
+@lru_cache(maxsize=16)
+def _nearest_picks(have: int, want: int, device: torch.device) -> Tensor:
+    # Pillow adds the step up; where a position falls on a pixel's border the rounding of the sum decides.
+    step = have / want
+    positions = np.add.accumulate(np.r_[step * 0.5, np.full(want - 1, step)])
+    with torch.inference_mode(False):
+        return torch.from_numpy(positions.astype(np.int64)).clamp(max=have - 1).to(device)
 
 
 def expected_iou(probs: Tensor, estimate: Tensor | None = None) -> tuple[float, ...]:

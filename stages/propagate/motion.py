@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.propagate.kernel_choice import Kernel
 from stages.propagate.propagation import propagate_labels
 from stages.propagate.windows import Window
 
@@ -17,7 +18,9 @@ MATCHES = 3
 TEMPERATURE = 0.03
 
 
-def measure_motion(target: Tensor, earlier: Tensor, window: Window, *, max_bytes: int) -> Tensor:
+def measure_motion(
+    target: Tensor, earlier: Tensor, window: Window, *, max_bytes: int, kernel: Kernel = "auto"
+) -> Tensor:
     """Where each cell of a frame was in an earlier frame.
 
     Args:
@@ -25,6 +28,7 @@ def measure_motion(target: Tensor, earlier: Tensor, window: Window, *, max_bytes
         earlier: The same of the earlier frame.
         window: The cells to compare with.
         max_bytes: Limit for the working memory.
+        kernel: See :func:`stages.propagate.propagation.propagate_labels`.
 
     Returns:
         float32 ``(2, h, w)``: offset (down, right) in cells from the cell to its match in the earlier frame: the
@@ -43,6 +47,7 @@ def measure_motion(target: Tensor, earlier: Tensor, window: Window, *, max_bytes
         temperature=TEMPERATURE,
         keep_ties=False,
         max_bytes=max_bytes,
+        kernel=kernel,
     )
     return median_filter(matched - positions)
 

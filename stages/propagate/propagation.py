@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from stages.propagate.kernel_choice import Kernel, pick_kernel
 from stages.propagate.selection import Scores, Selection
 from stages.propagate.windows import Window
 
@@ -46,6 +47,7 @@ def propagate_labels(
     motion: Tensor | None = None,
     search_dtype: torch.dtype = torch.float32,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    kernel: Kernel = "auto",
 ) -> Tensor:
     """Propagate the context frames' labels to the target frame.
 
@@ -63,6 +65,8 @@ def propagate_labels(
             candidates in products of bfloat16, and compares these again in float32; for processors that have it.
         max_bytes: Ceiling for the working memory of this call: the copies of windows, similarities, indices. A
             single row of tiles is always worked on, whatever the ceiling.
+        kernel: "triton" is one kernel for cards that makes no similarities in memory, "tiled" this module,
+            "auto" the kernel on CUDA and this module elsewhere.
 
     Returns:
         float32 ``(K, h, w)``: the weighted mean of the selected cells' labels; sums to 1 over K wherever the
@@ -70,6 +74,7 @@ def propagate_labels(
 
     Raises:
         ValueError: No context, or shapes that do not fit together.
+        ConfigError: A kernel that cannot run here.
 
     >>> eye = torch.eye(4).reshape(4, 2, 2)
     >>> propagate_labels(eye, [eye], [torch.arange(4.0).reshape(1, 2, 2)], top_k=1).flatten().tolist()
@@ -79,6 +84,13 @@ def propagate_labels(
     per_context = [windows] * len(contexts) if isinstance(windows, Window) else list(windows)
     if len(per_context) != len(contexts):
         raise ValueError(f"{len(per_context)} windows for {len(contexts)} contexts")
+    if pick_kernel(kernel, target.device) == "triton":
+        from stages.propagate.triton_kernel import propagate_with_triton
+
+        return propagate_with_triton(
+            target, contexts, labels, windows=per_context, top_k=top_k, temperature=temperature,
+            keep_ties=keep_ties, motion=motion, search_dtype=search_dtype,
+        )  # fmt: skip
     contexts = [context.to(search_dtype) for context in contexts]
     groups = _group(contexts, labels, per_context, temperature)
     num_labels, (height, width) = labels[0].shape[0], target.shape[1:]
@@ -142,13 +154,15 @@ class _Strip(_Area):
 class _Group:
     """Context frames whose windows have one shape: keys ``(h, w, C)`` each, labels ``(K, n, h, w)``.
 
-    ``priors`` ``(3, n, 1)`` are the frames' :meth:`Window.prior` and ``prior_frames``, None without a prior.
+    ``priors`` ``(3, n, 1)`` are the frames' :meth:`Window.prior` and ``prior_frames``, None without a prior;
+    ``moves`` says whether any of the latter is not 0.
     """
 
     window: Window
     keys: tuple[Tensor, ...]
     labels: Tensor
     priors: Tensor | None
+    moves: bool
 
     def copy(self, strip: _Strip) -> _Keys:
         """The cells that any window of the strip can reach, side by side in memory."""
@@ -189,7 +203,7 @@ class _Keys:
             return mask[:, None]
         factor, cap, frames = self.group.priors
         squared = squared[:, None]
-        if motion is not None and bool(frames.any()):
+        if motion is not None and self.group.moves:
             squared = torch.minimum(squared, _squared_from(kind, frames, motion))
         return torch.minimum(squared, cap).mul_(factor).add_(mask[:, None])
 
@@ -236,17 +250,25 @@ def _group(
         members.setdefault((shape, -1 if window.reach is not None else index), []).append(index)
     groups = []
     for (window, _), indices in members.items():
-        values = [(*windows[i].prior(temperature), float(windows[i].prior_frames)) for i in indices]
-        priors = torch.tensor(values, device=contexts[0].device).T
+        values = tuple((*windows[i].prior(temperature), float(windows[i].prior_frames)) for i in indices)
+        has_prior, moves = any(value[0] for value in values), any(value[2] for value in values)
         groups.append(
             _Group(
                 window,
                 tuple(contexts[i].permute(1, 2, 0) for i in indices),
                 torch.stack([labels[i] for i in indices], dim=1).to(torch.float32),
-                priors[:, :, None] if bool(priors[0].any()) else None,
+                _priors(values, contexts[0].device) if has_prior else None,
+                moves,
             )
         )
     return groups
+
+
+@lru_cache(maxsize=64)
+def _priors(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """The rows of ``values`` as ``(3, n, 1)``; uploaded once per set of windows."""
+    with torch.inference_mode(False):
+        return torch.tensor(values).to(device).T[:, :, None]
 
 
 def _strips(query: Tensor, groups: Sequence[_Group], max_bytes: int) -> Iterator[_Strip]:

@@ -61,8 +61,10 @@ class Scores:
         positions = candidates.gather(1, top.indices // columns) * columns + top.indices % columns
         return (top.values if self.is_exact else self._compared_again(positions)), positions
 
-    def similarity_of(self, chosen: Tensor) -> Tensor:
-        """float32 similarities ``(q, n * rows * columns)`` of the cells that a bool ``(Q,)`` chooses."""
+    def similarity_of(self, chosen: Tensor | None) -> Tensor:
+        """float32 similarities ``(q, n * rows * columns)`` of the cells a bool ``(Q,)`` chooses, or all."""
+        if chosen is None:
+            chosen = torch.arange(len(self.cells), device=self.cells.device)
         if self.is_exact:
             return self.similarity[chosen].flatten(1)
         products = self.cells[chosen].to(torch.float32) @ self.keys.to(torch.float32).T
@@ -101,18 +103,23 @@ class Selection:
         kept = top.values[:, : self.top_k]
         weights = torch.softmax(kept / self.temperature, dim=1)
         votes = (_labels_at(scored, found, top.indices[:, : self.top_k]) * weights).sum(dim=2)
+        if self.keep_ties and not values.is_cpu:
+            return self._vote_of_ties(scored, None)  # a card is not asked whether there are ties
         if self.keep_ties and top.values.shape[1] > self.top_k:
             tied = (top.values[:, self.top_k] == kept[:, -1]) & kept[:, -1].isfinite()
             if bool(tied.any()):
                 votes[:, tied] = self._vote_of_ties(scored, tied)
         return votes
 
-    def _vote_of_ties(self, scored: list[Scores], tied: Tensor) -> Tensor:
-        """Votes where more than k cells are at least as similar as the k-th: every one of them counts."""
+    def _vote_of_ties(self, scored: list[Scores], tied: Tensor | None) -> Tensor:
+        """Votes where more than k cells are at least as similar as the k-th: every one of them counts.
+
+        ``tied`` says which of the tile's cells; all of them if None.
+        """
         similarity = torch.cat([scores.similarity_of(tied) for scores in scored], dim=1)
-        largest = similarity.topk(self.top_k, dim=1).values
+        largest = similarity.topk(min(self.top_k, similarity.shape[1]), dim=1).values
         weights = torch.exp((similarity - largest[:, :1]) / self.temperature)
-        weights = weights.masked_fill(similarity < largest[:, -1:], 0)
+        weights = weights.masked_fill((similarity < largest[:, -1:]) | similarity.isinf(), 0)
         labels = torch.cat([scores.labels.flatten(1) for scores in scored], dim=1)
         return (labels @ weights.T) / weights.sum(dim=1)
 

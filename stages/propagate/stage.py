@@ -24,6 +24,7 @@ from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.descriptors import add_color, joint_descriptors
+from stages.propagate.device_readout import read_out
 from stages.propagate.discovery import Discovery, ObjectFinder
 from stages.propagate.label_maps import (
     FrameLabels,
@@ -188,8 +189,10 @@ class Propagator:
         motion = self._motion(packet.index, descriptors)
         fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
         fine, estimate = self._correct(descriptors, fine)
-        mask = self._decode(fine, packet.frame.image, grid)
-        return FrameLabels(fine, mask, expected_iou(fine, estimate))
+        image = packet.frame.image
+        if not fine.is_cpu:
+            return read_out(fine, estimate, image, grid, self._objects.ids, self.config)
+        return FrameLabels(fine, self._decode(fine, image, grid), expected_iou(fine, estimate))
 
     def _correct(self, descriptors: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         """The labels after the target model's corrections, and its estimate and theirs in one."""
@@ -204,10 +207,12 @@ class Propagator:
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
-        if not self.config.prior_motion or self.config.prior_sigma_cells is None:
+        config = self.config
+        if not config.prior_motion or config.prior_sigma_cells is None:
             return None
         latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
-        offset = measure_motion(descriptors, latest.descriptors, self._window, max_bytes=self.config.max_bytes)
+        past = latest.descriptors
+        offset = measure_motion(descriptors, past, self._window, max_bytes=config.max_bytes, kernel=config.kernel)
         return offset / (index - latest.frame_index)
 
     def _propagate(
@@ -222,14 +227,10 @@ class Propagator:
             target,
             [memory.descriptors for memory in entries],
             [pack_cells(memory.labels, parts) for memory in entries],
-            windows=windows,
-            top_k=self.config.top_k,
-            temperature=self.config.temperature,
-            keep_ties=self.config.keep_ties,
-            motion=motion,
-            search_dtype=self.search_dtype,
-            max_bytes=self.config.max_bytes,
-        )
+            windows=windows, motion=motion, search_dtype=self.search_dtype,
+            top_k=self.config.top_k, temperature=self.config.temperature, keep_ties=self.config.keep_ties,
+            max_bytes=self.config.max_bytes, kernel=self.config.kernel,
+        )  # fmt: skip
         return unpack_cells(packed, parts)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:

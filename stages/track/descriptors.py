@@ -7,7 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.core.device_stream import streams_of
 from pipeline.core.errors import ConfigError
+from pipeline.core.host_copy import fetch
 from pipeline.core.records import Detections, Features, LabelMap
 from stages.track.boxes import matching_objects
 from stages.track.config import RoiConfig
@@ -48,7 +50,7 @@ def describe_boxes(
     if center:
         # Pooling averages cells, so the mean can be subtracted from the few pooled values.
         pooled = pooled - maps.float().mean(dim=(1, 2))[None, :, None, None].to(pooled)
-    values: npt.NDArray[np.float32] = pooled.cpu().numpy()
+    values: npt.NDArray[np.float32] = fetch(streams_of(pooled.device), [pooled])[0]
     return values
 
 

@@ -2,10 +2,10 @@
 
 Paper: He, Gkioxari, Dollár, Girshick, Mask R-CNN, 2017, section 3 "RoIAlign" (https://arxiv.org/abs/1703.06870).
 Semantics, to the border rule, are those of ``torchvision.ops.roi_align``, whose compiled operator is called where
-it can be (:data:`pipeline.core.torchvision_ops.HAS_COMPILED_OPS`). Else :func:`separable_roi_align` computes
-the same numbers: a bilinear sample is a product of a weight in y and a weight in x, and so is the mean over a
-bin's samples, so a box is two small products over the cells it touches. Its working memory
-is that of one box, for any number of boxes and samples.
+it has a kernel for the device (:func:`pipeline.core.torchvision_ops.has_roi_align`). Else
+:func:`separable_roi_align` computes the same numbers: a bilinear sample is a product of a weight in y and a weight
+in x, and so is the mean over a bin's samples, so a box is two small products over the cells it touches. Its
+working memory is that of one box, for any number of boxes and samples.
 
 Differs from the reference: it pools with optional weights (a mask, saliency), so that background inside a box
 need not count; and boxes are given in frame pixels and scaled by the :class:`PatchGrid`, separately in x and y.
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pipeline.core.grid import PatchGrid
-from pipeline.core.torchvision_ops import HAS_COMPILED_OPS
+from pipeline.core.host_copy import send_like
+from pipeline.core.torchvision_ops import has_roi_align
 
 _EMPTY_WEIGHT = 1e-6
 """A bin whose mean weight is below this gets the unweighted mean."""
@@ -60,7 +61,7 @@ def pool_boxes(
 
     Args:
         features: ``(C, h, w)`` on ``grid``.
-        xyxy: ``(N, 4)`` in continuous frame pixels.
+        xyxy: ``(N, 4)`` in continuous frame pixels, on the host.
         grid: Where the cells lie on the frame.
         spec: How to pool; one bin, adaptive samples by default.
         weights: Non-negative ``(h, w)`` for all boxes or ``(N, h, w)`` for each. A bin is then the weighted mean
@@ -75,7 +76,7 @@ def pool_boxes(
     [2.0]
     """
     spec = spec or RoiAlignSpec()
-    boxes = _clip_to_cells(grid.boxes_to_cells(xyxy.to(features.device, torch.float32)), grid.grid_hw)
+    boxes = _clip_to_cells(grid.boxes_to_cells(xyxy.to(torch.float32)), grid.grid_hw)
     values = features.to(torch.float32)
     if weights is None:
         return roi_align(values, boxes, spec)
@@ -99,19 +100,18 @@ def roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> Tensor:
 
     Args:
         features: float32 ``(C, h, w)``.
-        boxes: float32 ``(N, 4)`` in cells, as (left, top, right, bottom).
+        boxes: float32 ``(N, 4)`` in cells, as (left, top, right, bottom), on the host.
         spec: How to pool.
 
     Returns:
-        float32 ``(N, C, bins down, bins across)``.
+        float32 ``(N, C, bins down, bins across)`` on the device of the map.
     """
-    if not HAS_COMPILED_OPS:
+    if not has_roi_align(features.device.type):
         return separable_roi_align(features, boxes, spec)
     from torchvision.ops import roi_align as compiled
 
-    pooled: Tensor = compiled(
-        features[None], [boxes], spec.output_hw, 1.0, max(spec.sampling_ratio, 0) or -1, spec.aligned
-    )
+    boxes, samples = send_like(boxes, features), max(spec.sampling_ratio, 0) or -1
+    pooled: Tensor = compiled(features[None], [boxes], spec.output_hw, 1.0, samples, spec.aligned)
     return pooled
 
 
@@ -120,7 +120,7 @@ def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> 
 
     Args:
         features: float32 ``(C, h, w)``; channels-last memory saves a copy.
-        boxes: float32 ``(N, 4)`` in cells.
+        boxes: float32 ``(N, 4)`` in cells, on the host.
         spec: How to pool.
 
     Returns:
@@ -134,12 +134,12 @@ def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> 
     height, width, channels = rows.shape
     down, across = spec.output_hw
     pooled = rows.new_empty(boxes.shape[0], down, across, channels)
-    # The weights are small; made on the host, their extents need no transfer per box.
-    starts, sizes = _extents(boxes.detach().cpu(), aligned=spec.aligned)
+    # The weights are small; made on the host, their extents need no answer from a card.
+    starts, sizes = _extents(boxes.detach(), aligned=spec.aligned)
     weights_y = _axis_weights(starts[:, 1], sizes[:, 1], height, down, spec.sampling_ratio)
     weights_x = _axis_weights(starts[:, 0], sizes[:, 0], width, across, spec.sampling_ratio)
     bands, spans = _touched(weights_y), _touched(weights_x.sum(dim=1, keepdim=True))
-    weights_y, weights_x = weights_y.to(rows.device), weights_x.to(rows.device)
+    weights_y, weights_x = send_like(weights_y, rows), send_like(weights_x, rows)
     for n, ((left, right),) in enumerate(spans):
         columns = rows.new_empty(down, (right - left) * channels)
         # One row of bins at a time, so that a cell is read only for the one or two bins it belongs to.

@@ -122,6 +122,29 @@ def neighborhood_target(tokens: Tensor, scores: Tensor, where: Tensor, *, kernel
     return torch.einsum("nk,nkc->nc", share, around.flatten(1, 2))
 
 
+def all_targets(tokens: Tensor, scores: Tensor, *, kernel: int = 3) -> Tensor:
+    """:func:`neighborhood_target` of every cell, float32 ``(B, h, w, C)``; those near the border mean nothing."""
+    height, width = scores.shape[1:]
+    reach = kernel // 2
+    around_cell = torch.arange(-reach, reach + 1, device=tokens.device)
+    steps = [
+        (torch.arange(length, device=tokens.device)[:, None] + around_cell).clamp(0, length - 1)
+        for length in (height, width)
+    ]
+    values = tokens.detach().float()
+    around = [-(scores.detach().float() / TEMPERATURE)[:, steps[0][:, i]][:, :, steps[1][:, j]]
+              for i in range(kernel) for j in range(kernel)]  # fmt: skip
+    share = torch.softmax(torch.stack(around), dim=0)
+    gaussian = [float(weight) for row in _GAUSSIANS[kernel] for weight in row]
+    weighted = torch.stack([part * weight for part, weight in zip(share, gaussian, strict=True)])
+    weighted = weighted / weighted.sum(dim=0)
+    total = torch.zeros_like(values)
+    for place, part in enumerate(weighted):
+        i, j = divmod(place, kernel)
+        total = total + part[..., None] * values[:, steps[0][:, i]][:, :, steps[1][:, j]]
+    return total
+
+
 def find_defects(tokens: Tensor, direction: Tensor, rule: DetectionRule = DEFAULT_RULE) -> tuple[Tensor, Tensor]:
     """Scores and defective cells of a batch; images with fewer than ``rule.minimum`` of them have none.
 
@@ -177,6 +200,9 @@ def smooth_defects(tokens: Tensor, direction: Tensor, rule: DetectionRule = DEFA
         ``(B, h, w)``.
     """
     scores, found = find_defects(tokens, direction, rule)
+    if not tokens.is_cpu:  # a card is not asked what was found: every cell's target is made
+        targets = all_targets(tokens, scores, kernel=rule.kernel)
+        return torch.where(found[..., None], targets.to(tokens.dtype), tokens), found
     if not bool(found.any()):
         return tokens, found
     smoothed = tokens.clone()
@@ -217,9 +243,20 @@ class DefectSmoother:
         """Set the counts to zero."""
         self._tokens_by_block = [0] * len(self._directions)
         self._images_by_block = [0] * len(self._directions)
+        self._pending: list[Tensor | None] = [None] * len(self._directions)
+
+    def _settle(self) -> None:
+        """Add up what the device has counted."""
+        for layer, counts in enumerate(self._pending):
+            if counts is not None:
+                tokens, images = counts.tolist()
+                self._tokens_by_block[layer] += tokens
+                self._images_by_block[layer] += images
+        self._pending = [None] * len(self._directions)
 
     def state(self) -> State:
         """The counts."""
+        self._settle()
         return {"tokens_by_block": list(self._tokens_by_block), "images_by_block": list(self._images_by_block)}
 
     def restore(self, state: State) -> None:
@@ -230,15 +267,20 @@ class DefectSmoother:
     def __call__(self, layer: int, tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """The tokens ``(B, prefix + h * w, C)`` after block ``layer``, the defective patches replaced."""
         patches = patch_tokens(tokens, self._prefix, grid_hw)
-        smoothed, found = smooth_defects(patches, self._directions[layer], self._rule)
+        with torch.autocast(tokens.device.type, enabled=False):  # means and deviations of rounded values are off
+            smoothed, found = smooth_defects(patches, self._directions[layer], self._rule)
         if smoothed is patches:
             return tokens
-        self._tokens_by_block[layer] += int(found.sum())
-        self._images_by_block[layer] += int(found.flatten(1).any(dim=1).sum())
+        counts = torch.stack([found.sum(), found.flatten(1).any(dim=1).sum()])
+        before = self._pending[layer]
+        self._pending[layer] = counts if before is None else before + counts
+        if found.is_cpu:
+            self._settle()
         return torch.cat([tokens[:, : self._prefix], smoothed.flatten(1, 2)], dim=1)
 
     def report(self) -> dict[str, Any]:
         """How many tokens, in how many images, were replaced after which block; JSON-ready."""
+        self._settle()
         counts = zip(self._images_by_block, self._tokens_by_block, strict=True)
         return {
             "smoothed_tokens": sum(self._tokens_by_block),

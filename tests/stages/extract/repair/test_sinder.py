@@ -14,6 +14,7 @@ from stages.extract.repair.sinder import (
     DefectSmoother,
     DetectionRule,
     alignment,
+    all_targets,
     defect_loss,
     detect_defects,
     find_defects,
@@ -189,3 +190,13 @@ def test_smoother_replaces_the_planted_tokens_inside_the_forward(planted: Any) -
     for before, after in zip(plain.norm(dim=1), smoothed.norm(dim=1), strict=True):
         assert min(before[r, c] / before.median() for r, c in planted.cells) > 50
         assert max(after[r, c] / after.median() for r, c in planted.cells) < 10
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_targets_of_all_cells_are_those_of_single_ones(kernel: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, scores = torch.randn(2, 7, 8, 6, generator=generator), torch.rand(2, 7, 8, generator=generator)
+    where = torch.zeros(2, 7, 8, dtype=torch.bool)
+    where[:, kernel // 2 : -(kernel // 2), kernel // 2 : -(kernel // 2)] = True
+    everywhere = all_targets(tokens, scores, kernel=kernel)
+    torch.testing.assert_close(everywhere[where], neighborhood_target(tokens, scores, where, kernel=kernel))
