@@ -1,8 +1,9 @@
 """Proposals of objects: everything in a frame that stands out or moves, one region per thing.
 
-More than the most salient: the discriminant that finds the foreground (:mod:`stages.cosegment.foreground`) is
-trained in rounds, each on the cells that no round before has explained, for as long as what a round finds stands
-out. The cells of all rounds are then grouped by appearance and common motion (:mod:`stages.cosegment.grouping`).
+More than the most salient: beside the foreground that the codebook knows, discriminants
+(:mod:`stages.cosegment.foreground`) are trained in further rounds, each on the cells that nothing before has
+explained, for as long as what a round finds stands out. All these cells are then grouped by appearance and common
+motion (:mod:`stages.cosegment.grouping`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BoolArray = npt.NDArray[np.bool_]
 Regions = npt.NDArray[np.uint8]
 
 MAX_ROUNDS = 2
-"""Trainings of the discriminant on what is left."""
+"""Trainings of a discriminant on what is left."""
 
 MAX_FITTED_FRAMES = 8
 """Frames of the window that a round is trained on, spread evenly."""
@@ -40,9 +41,10 @@ MIN_LOGIT = 1.0
 """Log odds of foreground from which a cell is part of a proposal."""
 
 MAX_DISTANCE = 3.2
-"""Mean squared distance of cells up to which they are one object; descriptors of unrelated cells are 2 apart."""
+"""Mean squared distance of cells up to which they are one object. Descriptors of unrelated cells are 2 apart, so
+that appearance alone divides nothing: an animal's parts look different too. It takes motion as well."""
 
-MOTION_WEIGHT = 0.8
+MOTION_WEIGHT = 1.0
 """Of the motion, in multiples of what is usual in the frame's foreground, beside unit descriptors."""
 
 MOTION_FRAMES = 3
@@ -55,7 +57,7 @@ MAX_PROPOSALS = 20
 
 
 class FurtherRounds:
-    """The discriminants of a window of frames, the most salient first."""
+    """The discriminants of what stands out beyond the known foreground, the most salient first."""
 
     def __init__(self, discriminants: Sequence[Discriminant], center: FloatArray) -> None:
         """Take the discriminants and the window's mean descriptor ``(C,)``."""
