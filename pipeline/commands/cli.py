@@ -82,6 +82,7 @@ COMMANDS: dict[str, CommandEntry] = {
             "Parts in mirrored and enlarged frames.",
         ),
         ("bench objects", "bench.objects:bench_objects", "Objects without labels against exact masks."),
+        ("bench gallery", "bench.gallery:bench_gallery", "A contact sheet of annotated videos."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
         ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),
