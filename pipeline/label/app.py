@@ -119,9 +119,10 @@ class Answers:
         return JSONResponse({})
 
     async def mask(self, request: Request) -> Response:
-        """The mask of a frame's prompts, as a colored PNG."""
+        """The mask of a frame's prompts, as a colored PNG; with ``fine`` the one that is saved, which takes longer."""
         values = await _body(request)
-        found = await run_in_threadpool(self._workbench.mask, _index(request), _prompts(values.get("prompts")))
+        answer = self._workbench.mask if values.get("fine") else self._workbench.first_mask
+        found = await run_in_threadpool(answer, _index(request), _prompts(values.get("prompts")))
         return Response(await run_in_threadpool(overlay, found), media_type="image/png")
 
     async def save(self, request: Request) -> Response:
