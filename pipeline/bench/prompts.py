@@ -103,8 +103,8 @@ def bench_prompts(
     unseen = sum(result.sequence not in left_out for result in results)
     console.print(_table(results))
     console.print(
-        f"weights fitted without the sequence and those that show the same objects: {len(results) - unseen} objects; "
-        f"weights that never saw it anyway: {unseen}"
+        f"{len(results) - unseen} objects with weights fitted without their sequence and those that share objects "
+        f"with it, {unseen} of other sequences"
     )
     costs = _costs(results)
     for name, cost in costs.items():

@@ -1,7 +1,7 @@
 """``bench prompts-fit``: the weights by which masks from clicks and boxes are chosen, fitted on known masks.
 
-For each object of the first, middle and last frame of every sequence the candidates of a click, of further clicks and
-of a box are measured, and their IoU with the true mask is regressed on the measures (ridge, centered per
+For each object of the first, middle and last frame of every sequence the candidates of a click, of further clicks
+and of a box are measured, and their IoU with the true mask is regressed on the measures (ridge, centered per
 object, every sequence weighing the same). Once more for each sequence without it and without those that show
 the same objects: ``bench prompts`` tests a sequence with these weights.
 """
@@ -122,8 +122,8 @@ def bench_prompts_fit(
 def fit(frames: Iterable[LabeledFrame], extractor: Extractor, tell: Callable[[str], None]) -> Fit:
     """The weights for frames with known masks.
 
-    Which candidates a box or a further click has depends on the weights; so they are fitted in rounds, each with the
-    samples of the last one's weights (those without the sample's own sequence).
+    Which candidates a box or a further click has depends on the weights; so they are fitted in rounds, each with
+    the samples of the last one's weights (those without the sample's own sequence).
 
     Args:
         frames: With their masks.
@@ -152,8 +152,8 @@ def fit(frames: Iterable[LabeledFrame], extractor: Extractor, tell: Callable[[st
 def ridge(kind: str, samples: Sequence[Sample]) -> dict[str, float]:
     """Weights of the columns of one kind: least squares of the IoU with a penalty on standardized weights.
 
-    Columns and IoUs are centered per sample, because only differences between candidates of one prompt count. Every
-    sequence has the same weight, every sample of it too, and every candidate of that.
+    Columns and IoUs are centered per sample, because only differences between candidates of one prompt count.
+    Every sequence has the same weight, every sample of it too, and every candidate of that.
     """
     per_sequence = {name: sum(s.sequence == name for s in samples) for name in {s.sequence for s in samples}}
     rows = np.concatenate([s.columns - s.columns.mean(axis=0) for s in samples]).astype(np.float64)

@@ -79,7 +79,7 @@ COMMANDS: dict[str, CommandEntry] = {
         (
             "bench prompts-fit",
             "bench.prompts_fit:bench_prompts_fit",
-            "Fit what chooses masks from clicks and boxes.",
+            "Weights that choose masks of clicks and boxes.",
         ),
         (
             "bench parts-equivariance",

@@ -119,7 +119,7 @@ class Answers:
         return JSONResponse({})
 
     async def mask(self, request: Request) -> Response:
-        """The mask of a frame's prompts, as a colored PNG; with ``fine`` the one that is saved, which takes longer."""
+        """The mask of a frame's prompts, as a colored PNG; with ``fine`` the one that is saved."""
         values = await _body(request)
         answer = self._workbench.mask if values.get("fine") else self._workbench.first_mask
         found = await run_in_threadpool(answer, _index(request), _prompts(values.get("prompts")))

@@ -1,4 +1,4 @@
-"""How strongly each cell belongs to the clicked ones, or to the inside of a box: maps that regions are grown on."""
+"""Maps that regions are grown on: how strongly each cell belongs to clicked ones, or to the inside of a box."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def click_fields(cells: FrameDescription, positive: Sequence[int], negative: Seq
         room = path > 0
         room[list(positive)] = True
         room[list(negative)] = False
-    both = _standardized(similarities[1]) + _standardized(walk)
+    both = _standardized(similarities[1], room) + _standardized(walk, room)
     return ClickFields([np.asarray(f, np.float32) for f in (*similarities, path, walk, both, *plain)], room)
 
 
 def path_lengths(cells: FrameDescription, starts: Sequence[int]) -> FloatArray:
-    """Length of the shortest path from each cell to one of ``starts``, ``(N,)``; steps cost their dissimilarity."""
+    """Length ``(N,)`` of the shortest path to one of ``starts``; steps cost their dissimilarity."""
     count = cells.grid.num_cells
     graph = coo_matrix(((cells.steps + _LEAST_STEP) * cells.lengths, cells.edges), shape=(count, count)).tocsr()
     lengths: FloatArray = dijkstra(graph, directed=False, indices=list(starts), min_only=True)
@@ -84,10 +84,8 @@ def box_fields(cells: FrameDescription, inside: BoolArray) -> list[FloatArray]:
     linear = discriminant(cells, inside, ring)
     sample = cells.directions[ring][:: max(1, int(ring.sum()) // _NUM_RING_CELLS)]
     nearest = -np.sort(cells.directions @ sample.T, axis=1)[:, -_NUM_NEAREST:].mean(axis=1)
-    walk = cells.walker.visits(np.flatnonzero(inside)) - cells.walker.visits(np.flatnonzero(ring))
-    both = sum(
-        (field - field[inside].mean()) / max(float(field[inside].std()), 1e-6) for field in (linear, nearest)
-    )
+    walk = np.subtract(*(cells.walker.visits(np.flatnonzero(part).tolist()) for part in (inside, ring)))
+    both = _standardized(linear, inside) + _standardized(nearest, inside)
     return [np.asarray(field, np.float32) for field in (linear, nearest, both, walk)]
 
 
@@ -103,5 +101,6 @@ def _similarity(cells: FrameDescription, rows: FloatArray, clicked: Sequence[int
     return np.asarray((rows @ means.T).max(axis=1), np.float32)
 
 
-def _standardized(field: FloatArray) -> FloatArray:
-    return np.asarray((field - field.mean()) / (field.std() + 1e-9), np.float32)
+def _standardized(field: FloatArray, among: BoolArray) -> FloatArray:
+    """A map with mean 0 and deviation 1 among some cells."""
+    return np.asarray((field - field[among].mean()) / max(float(field[among].std()), 1e-9), np.float32)

@@ -104,7 +104,7 @@ def measure_regions(view: View, masks: BoolArray) -> FloatArray:
 
 
 def click_depth(view: View, masks: BoolArray, clicked: Sequence[int]) -> FloatArray:
-    """How deep in each region the clicked cells lie: 1 at its deepest place, ``(K,)``; the mean over the clicks."""
+    """How deep in each region the clicked cells lie, 1 is its deepest place; their mean ``(K,)``."""
     found = []
     if not clicked:
         return np.zeros(len(masks), np.float32)

@@ -1,10 +1,10 @@
-"""Which of many candidate regions is the object: a linear estimate of the IoU, and the region that it expects most of.
+"""Which of many candidate regions is the object: the one that an estimate of the IoU expects most of.
 
-The estimate is a ridge regression on :data:`pipeline.prompts.measures.MEASURES` (and what the prompts add), fitted by
-``bench prompts-fit`` on objects with known masks; ``weights.json`` holds the result, with its data, command and date.
-A region is not chosen by its own estimate alone: it is the one whose mean IoU with all candidates, weighted by their
-estimates, is largest (minimum Bayes risk, as in Kumar, Byrne, Minimum Bayes-Risk Decoding for Statistical Machine
-Translation, NAACL 2004, section 2). Candidates that nearly agree with it are then averaged.
+The estimate is a ridge regression on :data:`pipeline.prompts.measures.MEASURES` (and what the prompts add), fitted
+by ``bench prompts-fit`` on objects with known masks; ``weights.json`` holds it, with its command, data and date.
+A region is not chosen by its own estimate alone: it is the one whose mean IoU with all candidates, weighted by
+their estimates, is largest (minimum Bayes risk: Kumar, Byrne, Minimum Bayes-Risk Decoding for Statistical
+Machine Translation, NAACL 2004, section 2). Candidates that nearly agree with it are then averaged.
 """
 
 from __future__ import annotations

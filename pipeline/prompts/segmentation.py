@@ -1,7 +1,7 @@
 """Masks of one frame from its prompts.
 
-Regions of cells are grown from the clicks or in the box (:mod:`pipeline.prompts.candidates`), in the whole frame and
-in a window that the backbone sees at twice the resolution or more; one of them is chosen
+Regions of cells are grown from the clicks or in the box (:mod:`pipeline.prompts.candidates`), in the whole frame
+and in a window that the backbone sees at twice the resolution or more; one of them is chosen
 (:mod:`pipeline.prompts.ranking`) and goes to pixels along the colors (:mod:`pipeline.prompts.refinement`). Every
 further click does the same with all clicks, and with corrections of the mask so far among the candidates.
 """

@@ -81,9 +81,9 @@ class View:
         """The cells whose centers lie in a box of the frame, ``(N,)``; at least the one at its center."""
         centers = self.cells.grid.cell_centers().numpy().reshape(-1, 2)
         x, y = centers[:, 0] + self.window.left, centers[:, 1] + self.window.top
-        inside = (x > box.left) & (x < box.right) & (y > box.top) & (y < box.bottom)
+        inside = np.asarray((x > box.left) & (x < box.right) & (y > box.top) & (y < box.bottom), np.bool_)
         inside[self.cell(Point((box.left + box.right) / 2, (box.top + box.bottom) / 2))] = True
-        return np.asarray(inside, np.bool_)
+        return inside
 
     def extents(self, masks: BoolArray) -> npt.NDArray[np.float64]:
         """The boxes ``(K, 4)`` around regions of cells ``(K, N)``, in pixels of the frame."""
@@ -97,7 +97,7 @@ class View:
         )
         corners = torch.from_numpy(np.stack([first, last], axis=1).astype(np.float32))
         pixels = grid.cells_to_pixels(corners).numpy().reshape(-1, 4).astype(np.float64)
-        return pixels + np.array([self.window.left, self.window.top] * 2)
+        return np.asarray(pixels + np.array([self.window.left, self.window.top] * 2), np.float64)
 
     def inner_sides(self) -> tuple[bool, bool, bool, bool]:
         """Whether the frame goes on beyond the window's top, bottom, left and right."""
