@@ -33,8 +33,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 - agreement: IoU with the mask that the last click corrects.
 - box_fit: logarithm of the IoU of the region's box with the given one.
 """
-SHARPNESS = 5.0
-"""Of the softmax over estimates; an estimate that is higher by 0.2 has 2.7 times the weight."""
+SHARPNESS: Mapping[str, float] = {"click": 5.0, "further": 5.0, "box": 40.0}
+"""Of the softmax over estimates; at 5 an estimate that is higher by 0.2 has 2.7 times the weight.
+
+The candidates of a box are more different from each other than those of clicks, and most of them are wrong.
+"""
 AGREEING_IOU = 0.7
 
 
@@ -78,17 +81,18 @@ def left_out_weights() -> dict[str, Weights]:
     return {name: Weights.of(v) for name, v in json.loads(WEIGHTS_FILE.read_text())["left_out"].items()}
 
 
-def chosen(estimates: FloatArray, masks: BoolArray) -> FloatArray:
+def chosen(estimates: FloatArray, masks: BoolArray, sharpness: float) -> FloatArray:
     """The region that is expected to match the object best, averaged with those that agree with it.
 
     Args:
         estimates: ``(K,)``.
         masks: bool ``(K, P)``, the candidates on a raster.
+        sharpness: Of the softmax over the estimates, a value of ``SHARPNESS``.
 
     Returns:
         float32 ``(P,)`` in [0, 1]: the weighted share of the agreeing candidates that contain each pixel.
     """
-    weights = np.exp(SHARPNESS * (estimates - estimates.max()))
+    weights = np.exp(sharpness * (estimates - estimates.max()))
     weights /= weights.sum()
     overlaps = pairwise_iou(masks)
     best = int((overlaps @ weights).argmax())

@@ -28,7 +28,7 @@ from pipeline.prompts.candidates import (
 from pipeline.prompts.features import Describe, FrameDescription, describe
 from pipeline.prompts.measures import click_depth, measure_regions
 from pipeline.prompts.prompt import Box, Point, Prompt, check_prompts, prompts_by_object
-from pipeline.prompts.ranking import Weights, chosen, pairwise_iou, shipped_weights
+from pipeline.prompts.ranking import SHARPNESS, Weights, chosen, pairwise_iou, shipped_weights
 from pipeline.prompts.refinement import refine_mask
 from pipeline.prompts.views import BoolArray, Raster, View, Window, whole, window_for
 
@@ -134,7 +134,7 @@ class FrameSegmenter:
         if key not in self._masks:
             pool = self.pool(ordered, fine=fine)
             estimates = pool.columns @ self._weights.by_kind[pool.kind]
-            soft = pool.raster.to_pixels(chosen(estimates, pool.masks), self._frame_hw)
+            soft = pool.raster.to_pixels(chosen(estimates, pool.masks, SHARPNESS[pool.kind]), self._frame_hw)
             self._masks[key] = refine_mask(self._image, soft > 0.5, ordered)
         return self._masks[key]
 

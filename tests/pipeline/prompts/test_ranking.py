@@ -8,7 +8,6 @@ import pytest
 from pipeline.bench.prompts_fit import Sample, related, ridge
 from pipeline.prompts.ranking import (
     COLUMNS,
-    SHARPNESS,
     WEIGHTS_FILE,
     Weights,
     chosen,
@@ -31,21 +30,21 @@ def test_the_choice_matches_a_naive_expectation() -> None:
     masks[3:] = masks[0]
     masks[4, 2] ^= True
     estimates = generator.random(6).astype(np.float32)
-    weights = np.exp(SHARPNESS * estimates) / np.exp(SHARPNESS * estimates).sum()
+    weights = np.exp(5 * estimates) / np.exp(5 * estimates).sum()
     overlaps = [[(a & b).sum() / (a | b).sum() for b in masks] for a in masks]
     expected = [sum(w * value for w, value in zip(weights, row, strict=True)) for row in overlaps]
     best = int(np.argmax(expected))
     agreeing = [k for k in range(6) if overlaps[best][k] > 0.7]
     total = sum(weights[k] for k in agreeing)
     average = sum(weights[k] / total * masks[k] for k in agreeing)
-    assert chosen(estimates, masks) == pytest.approx(average, abs=1e-5)
+    assert chosen(estimates, masks, 5.0) == pytest.approx(average, abs=1e-5)
 
 
 def test_many_candidates_that_agree_outvote_one_with_a_slightly_higher_estimate() -> None:
     masks = np.zeros((4, 20), np.bool_)
     masks[0, :3] = True
     masks[1:, 10:18] = True
-    assert chosen(np.array([0.55, 0.5, 0.5, 0.5], np.float32), masks)[10:18].min() == 1
+    assert chosen(np.array([0.55, 0.5, 0.5, 0.5], np.float32), masks, 5.0)[10:18].min() == 1
 
 
 def test_ridge_finds_the_columns_that_decide_and_ignores_what_is_the_same_for_a_whole_prompt() -> None:
