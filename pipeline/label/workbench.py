@@ -27,6 +27,7 @@ from pipeline.prompts.prompt import Prompt
 from pipeline.prompts.segmentation import IndexMask
 from stages.decode import Decoder, probe
 from stages.extract import Extractor
+from stages.write.folder import REPORT
 
 _KEPT_FRAMES = 32
 _KEPT_SEGMENTERS = 8
@@ -196,6 +197,21 @@ class Workbench:
     def stop_run(self) -> None:
         """End the run that is going on, if there is one; the frames that are done are kept."""
         self.progress.stopping = True
+
+    def result_file(self, name: str) -> Path:
+        """A file of the finished run, for the report and what it links to.
+
+        Raises:
+            InputError: There is no such file in the run's folder.
+        """
+        path = path_inside(self._run_folder, *name.split("/"))
+        if self.progress.running or self.progress.video is None or not path.is_file():
+            raise InputError(f"there is no result {name}")
+        return path
+
+    def has_report(self) -> bool:
+        """Whether the last run wrote a report."""
+        return self.progress.video is not None and (self._run_folder / REPORT).is_file()
 
     def _run(
         self, config: FlowConfig, masks: Mapping[int, IndexMask], names: Mapping[int, str], progress: RunProgress

@@ -81,7 +81,8 @@ class View:
         """The cells whose centers lie in a box of the frame, ``(N,)``; at least the one at its center."""
         centers = self.cells.grid.cell_centers().numpy().reshape(-1, 2)
         x, y = centers[:, 0] + self.window.left, centers[:, 1] + self.window.top
-        inside = np.asarray((x > box.left) & (x < box.right) & (y > box.top) & (y < box.bottom), np.bool_)
+        inside: BoolArray = np.array(x > box.left)
+        inside &= (x < box.right) & (y > box.top) & (y < box.bottom)
         inside[self.cell(Point((box.left + box.right) / 2, (box.top + box.bottom) / 2))] = True
         return inside
 
