@@ -90,7 +90,8 @@ class View:
         """The boxes ``(K, 4)`` around regions of cells ``(K, N)``, in pixels of the frame."""
         grid = self.cells.grid
         shaped = masks.reshape(-1, *grid.grid_hw)
-        rows, columns = shaped.any(axis=2), shaped.any(axis=1)
+        rows = np.asarray(shaped.any(axis=2), np.bool_)
+        columns = np.asarray(shaped.any(axis=1), np.bool_)
         first = np.stack([columns.argmax(axis=1), rows.argmax(axis=1)], axis=1)
         last = np.stack(
             [columns.shape[1] - columns[:, ::-1].argmax(axis=1), rows.shape[1] - rows[:, ::-1].argmax(axis=1)],
