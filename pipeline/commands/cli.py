@@ -77,6 +77,11 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench discovery", "bench.discovery:bench_discovery", "Boxes of main objects on DAVIS (CorLoc)."),
         ("bench prompts", "bench.prompts:bench_prompts", "Masks from clicks and boxes, beside baselines."),
         (
+            "bench prompts-fit",
+            "bench.prompts_fit:bench_prompts_fit",
+            "Weights that choose masks of clicks and boxes.",
+        ),
+        (
             "bench parts-equivariance",
             "bench.parts_equivariance:bench_parts_equivariance",
             "Parts in mirrored and enlarged frames.",
