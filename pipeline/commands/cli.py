@@ -63,6 +63,10 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench runner", "bench.run:bench_runner", "Packets per second of the runner alone."),
         ("bench run", "bench.run:bench_run", "The whole flow against its slowest stage."),
         ("bench stages", "bench.stages:bench_stages", "CPU seconds per frame of each stage."),
+        ("bench precision", "bench.precision:bench_precision", "Quality in bf16 against fp32."),
+        ("bench scaling", "bench.scaling:bench_scaling", "Cost against length, size, objects, tracks."),
+        ("bench engines", "bench.engines:bench_engines", "The forward in PyTorch, OpenVINO, ONNX Runtime."),
+        ("bench all", "bench.everything:bench_all", "The benchmarks on one page."),
         ("bench threads", "bench.threads:bench_threads", "The flow with other sizes of the thread pools."),
         (
             "bench endurance",
