@@ -5,7 +5,7 @@ of the frames with given masks does not learn from its own errors. It is a ridge
 balanced classes, as in the target models of online trackers (Henriques et al., High-Speed Tracking with Kernelized
 Correlation Filters, TPAMI 2015, section 3; Bhat et al., Learning What to Learn for Video Object Segmentation, ECCV
 2020, section 3). Differs from those: its weights are never updated with its own results. Only the offset and the
-scale of its scores follow the frame, two numbers per object, when it has a say in the written mask.
+scale of its scores follow the frame: two numbers per object.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SURROUND_CELLS = 4
 PRIOR_CELLS = 5.0
 """The scores of the reference, 1 and -1, count as much as so many cells of the frame."""
 
-LEAST_GAP = 0.2
-"""Lower bound of the mean score on an object minus that around it."""
+LEAST_SEPARATION = 0.1
+"""Lower bound of half the difference of the mean scores on an object and around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +86,18 @@ def correct(model: TargetModel, descriptors: Tensor, labels: Tensor, settings: T
         labels: Propagated, float32 ``(K + 1, h s, w s)``.
         settings: ``propagate.target_model``.
     """
-    scores = model.scores(descriptors)
+    scores, separation = calibrate(model.scores(descriptors), labels)
     weight, certainty = settings.weight, settings.certainty
     labels = correct_labels(labels, scores, weight=weight, certainty=certainty, band_cells=settings.band_cells)
     estimate = blend_scores(labels, scores, weight=weight, certainty=certainty)
     if not settings.mask_weight:
         return Corrected(labels, labels, estimate)
     # Borders included, which correct_labels leaves alone: it is not fed back, so it cannot blur them.
-    mask = blend_scores(labels, calibrate(scores, labels), weight=settings.mask_weight, certainty=0.0)
+    mask = blend_scores(labels, scores, weight=settings.mask_weight * separation, certainty=0.0)
     return Corrected(labels, _normalized(mask[1:]), estimate)
 
 
-def calibrate(scores: Tensor, labels: Tensor) -> Tensor:
+def calibrate(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Scores shifted and scaled to the frame: 1 on average on each object, and -1 around it.
 
     As the appearance of an object changes, so do all its scores; the difference between the object and what is
@@ -107,16 +107,22 @@ def calibrate(scores: Tensor, labels: Tensor) -> Tensor:
         scores: float32 ``(K, h, w)`` from :meth:`TargetModel.scores`.
         labels: float32 ``(K + 1, h s, w s)``, background first.
 
+    Returns:
+        The scores, and how well they separate each object from what is around it ``(K, 1, 1)``: half of the
+        difference of the means, up to 1. NaN where an object was never given.
+
     >>> scores = torch.tensor([[[0.5] * 20 + [-1.0] * 4]])
     >>> labels = torch.tensor([[[0.0] * 20 + [1.0] * 4], [[1.0] * 20 + [0.0] * 4]])
-    >>> [round(value, 2) for value in calibrate(scores, labels)[0, 0, [0, -1]].tolist()]
-    [0.88, -1.0]
+    >>> calibrated, separation = calibrate(scores, labels)
+    >>> [round(value, 2) for value in (*calibrated[0, 0, [0, -1]].tolist(), separation.item())]
+    [0.88, -1.0, 0.8]
     """
     objects = F.avg_pool2d(labels[1:], labels.shape[1] // scores.shape[1])
     near = F.max_pool2d((objects > 0.5).to(scores.dtype), 2 * SURROUND_CELLS + 1, stride=1, padding=SURROUND_CELLS)
     on = _prior_mean(scores, objects > CONFIDENT, prior=1.0)
     around = _prior_mean(scores, (objects < 1 - CONFIDENT) & (near > 0), prior=-1.0)
-    return (2 * scores - on - around) / (on - around).clamp(min=LEAST_GAP)
+    separation = ((on - around) / 2).clamp(min=LEAST_SEPARATION)
+    return (scores - (on + around) / 2) / separation, separation
 
 
 def correct_labels(
@@ -148,7 +154,7 @@ def correct_labels(
     return _normalized(torch.where(known, corrected, objects))
 
 
-def blend_scores(labels: Tensor, scores: Tensor, *, weight: float, certainty: float) -> Tensor:
+def blend_scores(labels: Tensor, scores: Tensor, *, weight: float | Tensor, certainty: float) -> Tensor:
     """The labels' and the classifier's estimate of where the objects are, in one.
 
     A score s is a probability of (1 + s) / 2. It counts wherever it is certain and the labels see the object,
@@ -157,7 +163,7 @@ def blend_scores(labels: Tensor, scores: Tensor, *, weight: float, certainty: fl
     Args:
         labels: float32 ``(K + 1, h s, w s)``, background first, on s x s parts per cell.
         scores: float32 ``(K, h, w)`` from :meth:`TargetModel.scores`.
-        weight: Share of the classifier, in [0, 1].
+        weight: Share of the classifier, in [0, 1]; of each one in a tensor ``(K, 1, 1)``.
         certainty: Absolute score from which it counts.
 
     Returns:
@@ -170,7 +176,8 @@ def blend_scores(labels: Tensor, scores: Tensor, *, weight: float, certainty: fl
     scores = _on_parts(scores, labels.shape[1] // scores.shape[1])
     objects = labels[1:]
     counts = (scores.abs() > certainty) & (objects > SEEN)  # never where an object has no classifier: NaN
-    return torch.cat([labels[:1], torch.where(counts, torch.lerp(objects, (scores + 1) / 2, weight), objects)])
+    blended = objects + weight * ((scores + 1) / 2 - objects)
+    return torch.cat([labels[:1], torch.where(counts, blended, objects)])
 
 
 def _on_parts(scores: Tensor, parts: int) -> Tensor:
