@@ -94,6 +94,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench gallery", "bench.gallery:bench_gallery", "A contact sheet of annotated videos."),
         ("bench propagation", "bench.propagation:bench_propagation", "Windowed against dense propagation."),
         ("bench ablation", "bench.ablation:ablation", "Variants of propagation on stored features."),
+        ("bench leave-out", "bench.leave_out:bench_leave_out", "Rows of bench ablation, each sequence left out."),
         ("bench fuzz", "bench.fuzz:bench_fuzz", "Damaged videos through decode: what comes out, what is lost."),
         ("bench roi", "bench.roi:bench_roi", "ROIAlign against torchvision's operator."),
         ("bench composites", "bench.composites:bench_composites", "A labeled set for detectors, made from DAVIS."),

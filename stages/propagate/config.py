@@ -29,6 +29,7 @@ class TargetModelConfig(StrictModel):
     weight: float = Field(0.0, ge=0, le=1)
     certainty: float = Field(0.3, ge=0, lt=1)
     band_cells: float = Field(1.0, ge=0)
+    mask_weight: float = Field(0.0, ge=0, le=1)
 
 
 class PropagateConfig(StrictModel):

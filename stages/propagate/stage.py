@@ -38,7 +38,7 @@ from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
 from stages.propagate.search import LabelSearch
-from stages.propagate.target_model import TargetModel, blend_scores, correct_labels
+from stages.propagate.target_model import Corrected, TargetModel, correct
 
 MAX_WARNINGS = 50
 MAX_LISTED = 8
@@ -189,24 +189,22 @@ class Propagator:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
         fine = self._search(descriptors, self._memory.entries(), windows, motion)
-        fine, estimate = self._correct(descriptors, fine)
+        corrected = self._correct(descriptors, fine)
+        fine, shown, estimate = corrected.labels, corrected.mask, corrected.estimate
         image = packet.frame.image
         if not fine.is_cpu:
             refine = self.config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
             config = self.config.model_copy(update={"refine": refine})
-            return read_out(fine, estimate, image, grid, self._objects.ids, config)
-        return FrameLabels(fine, self._decode(fine, image, grid), expected_iou(fine, estimate))
+            return read_out(fine, estimate, image, grid, self._objects.ids, config, shown=shown)
+        return FrameLabels(fine, self._decode(shown, image, grid), expected_iou(fine, estimate))
 
-    def _correct(self, descriptors: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels after the target model's corrections, and its estimate and theirs in one."""
+    def _correct(self, descriptors: Tensor, fine: Tensor) -> Corrected:
+        """The labels after the target model's corrections."""
         settings = self.config.target_model
-        if not settings.weight:
-            return fine, fine
+        if not settings.weight and not settings.mask_weight:
+            return Corrected(fine, fine, fine)
         self._model = self._model or TargetModel.fit(self._memory.references)
-        scores = self._model.scores(descriptors)
-        weight, certainty = settings.weight, settings.certainty
-        fine = correct_labels(fine, scores, weight=weight, certainty=certainty, band_cells=settings.band_cells)
-        return fine, blend_scores(fine, scores, weight=weight, certainty=certainty)
+        return correct(self._model, descriptors, fine, settings)
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
