@@ -46,6 +46,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("retrieval", "commands.retrieval:retrieval", "Instance retrieval between frames."),
         ("repair", "commands.repair:repair", "Find and repair defective tokens (SINDER)."),
         ("train-lift", "commands.train_lift:train_lift", "Train a LiFT module."),
+        ("objectness", "commands.objectness:objectness", "Learn which descriptors belong to objects."),
         ("part-space", "commands.part_space:part_space", "Fit the directions parts are clustered in."),
         ("detect", "commands.detect:detect", "Boxes and masks of objects in images or a video."),
         ("train-detect", "commands.train_detect:train_detect", "Train a detector (ViTDet) on a frozen backbone."),
@@ -73,6 +74,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
+        ("bench discovery", "bench.discovery:bench_discovery", "Boxes of main objects on DAVIS (CorLoc)."),
         ("bench prompts", "bench.prompts:bench_prompts", "Masks from clicks and boxes, beside baselines."),
         (
             "bench parts-equivariance",

@@ -1,12 +1,15 @@
-"""One object in an image without a graph: what differs from the image's border, refined by a discriminant.
+"""One object in an image without a graph: the piece of the foreground that stands out most.
 
 The keys of DINOv2 are so similar to one another that a thresholded affinity (TokenCut) leaves the graph in one
-piece. Here the cells far from the distribution of the border's cells are the first evidence of an object, and a
-linear discriminant (``stages.cosegment.foreground``) is trained on it within the image. Not from a paper;
-``docs/parts.md`` has measurements.
+piece. Where an objectness is bundled for the descriptors (``stages.cosegment.objectness``), the object is a
+connected piece above some level of it. Elsewhere the cells far from the distribution of the border's cells are the
+evidence of an object, and a linear discriminant (``stages.cosegment.foreground``) is trained on it within the
+image. Not from a paper; ``docs/parts.md`` has measurements.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,42 +18,24 @@ from scipy import ndimage
 from pipeline.core.arrays import FloatArray, normalize_rows
 from stages.cosegment.cosegmentation import relative_saliency
 from stages.cosegment.foreground import fit_discriminant
+from stages.cosegment.objectness import border_distance
 
 BoolArray = npt.NDArray[np.bool_]
 
-_DIMENSIONS = 48
-_SHRINKAGE = 0.1
 _EIGHT = np.ones((3, 3), bool)
-
-
-def border_distance(tokens: npt.NDArray[np.floating]) -> FloatArray:
-    """Squared Mahalanobis distance of every cell to the cells along the image's border.
-
-    Args:
-        tokens: ``(C, h, w)``, any scale.
-
-    Returns:
-        float32 ``(h, w)``; zeros where all cells are equal.
-    """
-    channels, height, width = tokens.shape
-    rows = normalize_rows(tokens.reshape(channels, -1).T)
-    rows = rows - rows.mean(axis=0)
-    _, _, directions = np.linalg.svd(rows, full_matrices=False)
-    points = np.asarray(rows @ directions[:_DIMENSIONS].T, np.float64)
-    border = np.ones((height, width), bool)
-    border[1:-1, 1:-1] = False
-    known = points[border.ravel()]
-    variance = float(points.var(axis=0).mean())
-    if variance < 1e-12:
-        return np.zeros((height, width), np.float32)
-    aside = points - known.mean(axis=0)
-    covariance = np.cov(known.T) + _SHRINKAGE * variance * np.eye(points.shape[1])
-    squared = np.einsum("nd,nd->n", aside @ np.linalg.inv(covariance), aside)
-    return np.asarray(squared.reshape(height, width), np.float32)
+# Sizes in parts of the grid's short side, so that a finer grid (LiFT) changes nothing.
+_BLUR = 0.02
+_RING = 0.0625
+_MIN_CELLS = 0.004
+# The levels tried, as log odds above the middle one, where the contrast is measured.
+_MIDDLE_LEVEL = 2.0
+_LEVELS = np.arange(-3.0, 6.0)
+_AREA_POWER = 0.25
+_CENTER_DEVIATION = 0.3
 
 
 def find_object(descriptors: npt.NDArray[np.floating], tokens: npt.NDArray[np.floating]) -> BoolArray:
-    """The cells of the main object.
+    """The cells of the main object, by a discriminant that is trained within the image.
 
     Args:
         descriptors: ``(C, h, w)``, on which the discriminant is trained; any scale.
@@ -71,3 +56,46 @@ def find_object(descriptors: npt.NDArray[np.floating], tokens: npt.NDArray[np.fl
     areas = np.bincount(pieces.ravel(), minlength=count + 1)
     areas[0] = 0
     return np.asarray(pieces == areas.argmax(), bool)
+
+
+def find_salient_piece(logits: FloatArray) -> BoolArray:
+    """The connected piece that stands out most from what surrounds it, over several levels of a map.
+
+    A piece at some level is rated by how much larger the probability inside is than in a ring around it, times a
+    small power of its area and a Gaussian of its distance to the image's center.
+
+    Args:
+        logits: ``(h, w)``, log odds of an object.
+
+    Returns:
+        bool ``(h, w)``, one connected piece; everything where no level has one.
+    """
+    height, width = logits.shape
+    side = min(height, width)
+    settled = ndimage.gaussian_filter(np.asarray(logits, np.float64), _BLUR * side) - _MIDDLE_LEVEL
+    probability = 1.0 / (1.0 + np.exp(-settled))
+    ring_cells = max(1, round(_RING * side))
+    best, chosen = 0.0, np.ones((height, width), bool)
+    for piece in _pieces(settled):
+        if piece.sum() < max(1.0, _MIN_CELLS * side * side):
+            continue
+        filled = ndimage.binary_fill_holes(piece)
+        ring = ndimage.binary_dilation(filled, _EIGHT, iterations=ring_cells) & ~filled
+        outside = probability[ring].mean() if ring.any() else probability.mean()
+        rows, columns = np.nonzero(filled)
+        aside = np.hypot((rows.mean() + 0.5) / height - 0.5, (columns.mean() + 0.5) / width - 0.5)
+        nearness = np.exp(-0.5 * (aside / _CENTER_DEVIATION) ** 2)
+        rating = (probability[filled].mean() - outside) * (filled.sum() / filled.size) ** _AREA_POWER * nearness
+        if rating > best:
+            best, chosen = rating, piece
+    return chosen
+
+
+def _pieces(values: npt.NDArray[np.float64]) -> Iterator[BoolArray]:
+    """The connected pieces above every level that are not the whole map."""
+    for level in _LEVELS:
+        pieces, count = ndimage.label(values > level, _EIGHT)
+        for number in range(1, count + 1):
+            piece = np.asarray(pieces == number, bool)
+            if not piece.all():
+                yield piece
