@@ -47,7 +47,7 @@ def extraction(
     images = torch.randn(batch or (16 if where.type == "cuda" else 1), 3, height, width, device=where)
     with torch.inference_mode():
         seconds = _measure(_variants(model, images, dtype), repeats, where)
-        peak = _matmul_peak(where, dtype) if where.type == "cuda" else None
+        peak = matmul_peak(where, dtype) if where.type == "cuda" else None
     grid_hw = model.grid((height, width), (height, width)).grid_hw
     operations = _forward_operations(model, grid_hw[0] * grid_hw[1]) * len(images)
     title = (
@@ -105,9 +105,8 @@ def _wait(device: torch.device) -> None:
     streams_of(device).synchronize()
 
 
-def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
     """Operations per second of a large square matrix product, measured."""
-    size = 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = _measure({"matmul": lambda: left @ right}, 20, device)["matmul"]
     return float(2 * size**3 / min(wall for wall, _ in seconds))

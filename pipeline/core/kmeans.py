@@ -40,15 +40,13 @@ class Clustering:
         return int(self.centroids.shape[0])
 
 
-def has_gpu() -> bool:
-    """Whether this FAISS build sees a GPU."""
-    return int(faiss.get_num_gpus()) > 0 if hasattr(faiss, "StandardGpuResources") else False
-
-
 def fit_kmeans(
     rows: FloatArray, num_clusters: int, *, iterations: int = 300, redo: int = 10, seed: int = _SEED
 ) -> FloatArray:
-    """Euclidean k-means, on the GPU where FAISS has one.
+    """Euclidean k-means, on the CPU.
+
+    FAISS on a card would take the first one, whatever ``extract.device`` names, and a fixed share of its memory, for
+    fits of at most a few thousand rows.
 
     Args:
         rows: float32 ``(N, C)``, N at least 1.
@@ -74,7 +72,7 @@ def fit_kmeans(
         niter=iterations,
         nredo=redo,
         seed=seed,
-        gpu=has_gpu(),
+        gpu=False,
         min_points_per_centroid=1,
         max_points_per_centroid=_MAX_POINTS_PER_CENTROID,
     )
