@@ -124,7 +124,9 @@ def test_a_run_that_is_stopped_keeps_the_frames_that_are_done(client: TestClient
     assert (now["stopped"], now["error"], now["frames"], now["video"]) == (True, None, 1, True)
     assert json.loads((folder.parent / "masks_run" / "run.json").read_text())["status"] == "interrupted"
     assert client.get(f"/{TOKEN}/run/video").status_code == 200
-    assert now["report"]
+    assert not now["report"]  # an interrupted run has none
+    (folder.parent / "masks_run" / "report.html").write_text("<html>")
+    assert client.get(f"/{TOKEN}/run").json()["report"]
     assert "<html" in client.get(f"/{TOKEN}/run/files/report.html").text
     for path in ("../masks/shot1.png", "%2e%2e/masks/shot1.png", "missing", "", "/etc/passwd"):
         assert client.get(f"/{TOKEN}/run/files/{path}").status_code in (400, 404)

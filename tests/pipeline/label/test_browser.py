@@ -66,7 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    config = FlowConfig().only("propagate", "annotate", "write", extract={"short_side": 112})
+    config = FlowConfig().only(
+        "propagate", "annotate", "write", extract={"short_side": 112}, write={"report": True}
+    )
     workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
