@@ -86,6 +86,14 @@ def test_masks_are_those_of_the_host(settings: dict[str, Any]) -> None:
     np.testing.assert_allclose(found.confidence, expected_iou(fine), rtol=1e-5)
 
 
+def test_the_mask_may_be_made_of_other_labels_than_are_remembered() -> None:
+    fine, shown, config = soft(3, *GRID.grid_hw), soft(3, *GRID.grid_hw).flip(2), PropagateConfig()
+    found = read_out(fine, fine, IMAGE, GRID, (3, 7), config, shown=shown)
+    assert torch.equal(found.fine, fine)
+    np.testing.assert_array_equal(found.index_mask, read_out(shown, shown, IMAGE, GRID, (3, 7), config).index_mask)
+    np.testing.assert_allclose(found.confidence, expected_iou(fine), rtol=1e-5)
+
+
 def test_a_mask_comes_from_a_late_device_in_one_copy() -> None:
     fine, config = soft(3, *GRID.grid_hw), PropagateConfig()
     want = read_out(fine, fine, IMAGE, GRID, (3, 7), config)
