@@ -45,8 +45,8 @@ def fit_kmeans(
 ) -> FloatArray:
     """Euclidean k-means, on the CPU.
 
-    FAISS on a card would take the first one, whatever ``extract.device`` names, and a fixed share of its memory, for
-    fits of at most a few thousand rows.
+    FAISS on a card would take the first one, whatever ``extract.device`` names, and a fixed share of its memory,
+    for fits of at most a few thousand rows.
 
     Args:
         rows: float32 ``(N, C)``, N at least 1.
