@@ -281,7 +281,8 @@ def _tracker(config: FlowConfig, detections: DetectionSource | None, extractor: 
 
 def _propagator(config: FlowConfig, masks: Masks | None, extractor: Extractor | None) -> Propagator:
     dtype = torch.float32 if extractor is None else search_dtype(extractor.device, extractor.precision)
-    return Propagator(config.propagate, masks=masks, search_dtype=dtype)
+    parts = 1 if extractor is None else extractor.cells_per_patch
+    return Propagator(config.propagate, masks=masks, search_dtype=dtype, cells_per_patch=parts)
 
 
 def search_dtype(device: torch.device, precision: torch.dtype) -> torch.dtype:

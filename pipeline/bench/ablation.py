@@ -23,6 +23,7 @@ from rich.table import Table
 
 from pipeline.assembly import FlowConfig, search_dtype
 from pipeline.bench.ablation_clips import Clip, ObjectScorer, Score, open_composites
+from pipeline.bench.leave_out import TOLERATED_LOSS, worst_third
 from pipeline.core.config import load_config, load_yaml, merge
 from pipeline.core.errors import ConfigError, MediaError
 from pipeline.core.files import whole_file, write_json_whole
@@ -40,9 +41,6 @@ from stages.propagate import PropagateConfig, Propagator
 
 ROWS = CONFIGS / "ablation.yaml"
 PRESETS = CONFIGS / "davis.yaml"
-TOLERATED_LOSS = 0.5
-"""Points of J&F by which a sequence may fall below the baseline before it counts as worse."""
-
 Scores = dict[str, Score]
 """The scores of a row, by sequence or by object."""
 
@@ -179,7 +177,6 @@ def summarize(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
     baseline = next(iter(both.values()))
     rows = []
     for name, values in both.items():
-        ordered = sorted(values.values())
         gains = {s: values[s] - baseline[s] for s in values}
         worst = min(gains, key=lambda s: gains[s])
         every = list(scores[name].values())
@@ -187,8 +184,8 @@ def summarize(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "mean": float(np.mean(ordered)),
-                "worst_third": float(np.mean(ordered[: max(1, round(len(ordered) / 3))])),
+                "mean": float(np.mean(list(values.values()))),
+                "worst_third": worst_third(values.values()),
                 "num_worse": sum(gain < -TOLERATED_LOSS for gain in gains.values()),
                 "worst_change": [worst, gains[worst]],
                 "rank_correlation": float(np.mean(ranks)) if ranks else None,

@@ -1,7 +1,8 @@
 """The web application behind the page: who may ask, and what can be asked.
 
 Every address begins with a random token, the Host header must name this machine, a request with an Origin header
-must come from the page itself, and no header allows other origins. Requests name frames by number, never a path.
+must come from the page itself, and no header allows other origins. Requests name frames by number; the only paths
+are those of a finished run's files, and they cannot leave its folder.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def make_app(workbench: Workbench, token: str) -> ASGIApp:
             Route("/run/stop", asked.stop_run, methods=["POST"]),
             Route("/run/picture", asked.picture),
             Route("/run/video", asked.video),
+            Route("/run/files/{name:path}", asked.result_file),
         ],
         exception_handlers={LiftstreamError: _explain},
     )
@@ -119,9 +121,10 @@ class Answers:
         return JSONResponse({})
 
     async def mask(self, request: Request) -> Response:
-        """The mask of a frame's prompts, as a colored PNG."""
+        """The mask of a frame's prompts, as a colored PNG; with ``fine`` the one that is saved."""
         values = await _body(request)
-        found = await run_in_threadpool(self._workbench.mask, _index(request), _prompts(values.get("prompts")))
+        answer = self._workbench.mask if values.get("fine") else self._workbench.first_mask
+        found = await run_in_threadpool(answer, _index(request), _prompts(values.get("prompts")))
         return Response(await run_in_threadpool(overlay, found), media_type="image/png")
 
     async def save(self, request: Request) -> Response:
@@ -145,7 +148,14 @@ class Answers:
         """How far the run is."""
         now = self._workbench.progress
         values = {"running": now.running, "frames": now.frames, "total": now.total, "error": now.error}
-        return JSONResponse({**values, "stopped": now.stopped, "video": now.video is not None})
+        return JSONResponse(
+            {
+                **values,
+                "stopped": now.stopped,
+                "video": now.video is not None,
+                "report": self._workbench.has_report(),
+            }
+        )
 
     async def stop_run(self, request: Request) -> Response:
         """Stop the run after the frame in work."""
@@ -161,6 +171,10 @@ class Answers:
         """The result of the run."""
         path = self._workbench.progress.video
         return PlainTextResponse("no result yet", 404) if path is None else FileResponse(path)
+
+    async def result_file(self, request: Request) -> Response:
+        """A file of the run's folder: the report, and what it links to."""
+        return FileResponse(self._workbench.result_file(request.path_params["name"]))
 
 
 def _no_store(app: ASGIApp) -> ASGIApp:

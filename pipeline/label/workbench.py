@@ -21,11 +21,13 @@ from pipeline.flow import FlowConfig, run
 from pipeline.formats.image_folder import load_image
 from pipeline.formats.object_names import write_names
 from pipeline.formats.palette import write_indexed_png
-from pipeline.prompts import FrameSegmenter, describe_frame, prompt_extractor
+from pipeline.prompts import FrameSegmenter, describers
+from pipeline.prompts.features import FrameDescription
 from pipeline.prompts.prompt import Prompt
 from pipeline.prompts.segmentation import IndexMask
 from stages.decode import Decoder, probe
 from stages.extract import Extractor
+from stages.write.folder import REPORT
 
 _KEPT_FRAMES = 32
 _KEPT_SEGMENTERS = 8
@@ -80,11 +82,11 @@ class Workbench:
         self._run_folder = run_folder
         self._config = config
         self._extractor = Extractor(config.extract)
-        self._prompt_extractor = prompt_extractor(self._extractor)
+        self._describe_whole, self._describe_part = describers(self._extractor)
         self._frames: OrderedDict[int, Frame] = OrderedDict()
         self._segmenters: dict[int, FrameSegmenter] = {}
-        # Masks are answered while features of another frame are computed or a run goes on.
-        self._decoding, self._extracting, self._answering = (threading.Lock() for _ in range(3))
+        # Masks are answered while features of another frame or a window are computed, or a run goes on.
+        self._decoding, self._extracting, self._answering, self._refining = (threading.Lock() for _ in range(4))
         self._shown: int | None = None
         self._ahead: threading.Thread | None = None
 
@@ -130,14 +132,24 @@ class Workbench:
         ahead = range(self._shown + 1, min(self._shown + 1 + _FRAMES_AHEAD, self.num_frames))
         return next((index for index in ahead if index not in done and index not in self._segmenters), None)
 
+    def first_mask(self, index: int, prompts: Sequence[Prompt]) -> IndexMask:
+        """The index mask of a frame at once, from the features of the whole frame alone.
+
+        Raises:
+            InputError: As :meth:`mask`.
+        """
+        segmenter = self._segmenter(index)
+        with self._answering:
+            return segmenter.index_mask(prompts, fine=False)
+
     def mask(self, index: int, prompts: Sequence[Prompt]) -> IndexMask:
-        """The index mask of a frame.
+        """The index mask of a frame, for which windows of it are looked at more finely.
 
         Raises:
             InputError: Prompts from which no mask can be made, or no such frame.
         """
         segmenter = self._segmenter(index)
-        with self._answering:
+        with self._refining:
             return segmenter.index_mask(prompts)
 
     def save(self, prompts: Mapping[int, Sequence[Prompt]], names: Mapping[int, str] | None = None) -> list[Path]:
@@ -186,6 +198,21 @@ class Workbench:
         """End the run that is going on, if there is one; the frames that are done are kept."""
         self.progress.stopping = True
 
+    def result_file(self, name: str) -> Path:
+        """A file of the finished run, for the report and what it links to.
+
+        Raises:
+            InputError: There is no such file in the run's folder.
+        """
+        path = path_inside(self._run_folder, *name.split("/"))
+        if self.progress.running or self.progress.video is None or not path.is_file():
+            raise InputError(f"there is no result {name}")
+        return path
+
+    def has_report(self) -> bool:
+        """Whether the last run wrote a report."""
+        return self.progress.video is not None and (self._run_folder / REPORT).is_file()
+
     def _run(
         self, config: FlowConfig, masks: Mapping[int, IndexMask], names: Mapping[int, str], progress: RunProgress
     ) -> None:
@@ -218,12 +245,16 @@ class Workbench:
         with self._extracting:
             if (known := self._segmenters.get(index)) is not None:
                 return known
-            made = FrameSegmenter(describe_frame(frame, self._prompt_extractor))
+            made = FrameSegmenter(self._describe_whole(frame.image), self._describe_window)
             self._segmenters[index] = made
             if len(self._segmenters) > _KEPT_SEGMENTERS:
                 farthest = max(self._segmenters, key=lambda other: abs(other - (self._shown or index)))
                 del self._segmenters[farthest]
             return made
+
+    def _describe_window(self, image: npt.NDArray[np.uint8]) -> FrameDescription:
+        with self._extracting:
+            return self._describe_part(image)
 
     def _decode(self, index: int) -> Frame:
         rate = float(self.info.frame_rate)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.records import Frame
-from pipeline.prompts.features import describe_frame, prompt_extractor
+from pipeline.prompts.features import describers
 from pipeline.prompts.prompt import Prompt
 from pipeline.prompts.segmentation import FrameSegmenter, IndexMask
 from stages.decode import DecodeConfig, Decoder, probe
@@ -33,9 +33,9 @@ def masks_from_prompts(
         InputError: No frame at a prompt's time, or prompts from which no mask can be made.
     """
     by_frame = _by_frame(source, config, prompts)
-    features = prompt_extractor(extractor)
+    describe_whole, describe_window = describers(extractor)
     masks = {
-        frame.index: FrameSegmenter(describe_frame(frame, features)).index_mask(own)
+        frame.index: FrameSegmenter(describe_whole(frame.image), describe_window).index_mask(own)
         for frame, own in by_frame.values()
     }
     extractor.reset()
@@ -50,9 +50,11 @@ def masks_on_frame(frame: Frame, prompts: Sequence[Prompt], extractor: Extractor
     """
     if any(prompt.at_seconds for prompt in prompts):
         raise InputError("points and boxes on a stream belong to its first frame; leave --at out")
-    segmenter = FrameSegmenter(describe_frame(frame, prompt_extractor(extractor)))
+    describe_whole, describe_window = describers(extractor)
+    segmenter = FrameSegmenter(describe_whole(frame.image), describe_window)
+    masks = {frame.index: segmenter.index_mask(prompts)}
     extractor.reset()
-    return {frame.index: segmenter.index_mask(prompts)}
+    return masks
 
 
 def _by_frame(

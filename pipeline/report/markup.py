@@ -103,6 +103,7 @@ def document(
         '<meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
         f"<title>{text(title)}</title><style>{style}</style>"
     )
     payload = "" if data is None else embedded_json(data)

@@ -98,7 +98,7 @@ class Annotator:
     def _tracks(self, image: Image, packet: Packet, labels: TrackLabels) -> Image:
         """Draw the tracks seen in this frame onto ``image``, which is changed and returned."""
         shown = [track for track in packet.tracks or () if track.time_since_update == 0]
-        self._trails.add(shown)
+        self._trails.add(shown, packet.labels)
         if not shown:
             return image
         if self.config.trail_frames:

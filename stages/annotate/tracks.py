@@ -1,4 +1,4 @@
-"""Drawing of tracks: a box with a label per track, and the trail of its centers behind it."""
+"""Drawing of tracks: a box with a label per track, and the trail behind it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import supervision as sv
 
 from pipeline.core.colors import OBJECT_COLORS
-from pipeline.core.records import Track
+from pipeline.core.records import LabelMap, Track
 from pipeline.core.state import State
+from stages.annotate.anchors import SmoothPoint, track_anchors
 
 Image = npt.NDArray[np.uint8]
 
@@ -32,7 +33,7 @@ def color_rows(track_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 class Trails:
-    """The centers of every track in the last ``num_frames`` frames.
+    """The smoothed positions of every track in the last ``num_frames`` frames.
 
     Args:
         num_frames: Length of a trail; 0 keeps none.
@@ -42,19 +43,32 @@ class Trails:
         self._num_frames = num_frames
         self._frame = 0
         self._points: dict[int, deque[tuple[int, float, float]]] = {}
+        self._smooth: dict[int, SmoothPoint] = {}
 
-    def add(self, tracks: Sequence[Track]) -> None:
-        """Take the tracks of the next frame and forget what is older than ``num_frames`` frames."""
+    def add(self, tracks: Sequence[Track], labels: LabelMap | None = None) -> None:
+        """Take the tracks of the next frame and forget what is older than ``num_frames`` frames.
+
+        Args:
+            tracks: Those seen in the frame.
+            labels: The objects' masks; a track that comes from one follows its centroid.
+        """
         self._frame += 1
-        for track in tracks:
-            left, top, right, bottom = track.xyxy
+        if not self._num_frames:
+            return
+        for track, anchor in zip(tracks, track_anchors(tracks, labels), strict=True):
+            smooth = self._smooth.get(track.track_id)
+            if smooth is None:
+                smooth = self._smooth[track.track_id] = SmoothPoint(self._frame, *anchor)
+            else:
+                smooth.follow(self._frame, anchor)
             points = self._points.setdefault(track.track_id, deque())
-            points.append((self._frame, (left + right) / 2, (top + bottom) / 2))
+            points.append((self._frame, smooth.x, smooth.y))
         oldest = self._frame - self._num_frames + 1
         for points in self._points.values():
             while points and points[0][0] < oldest:
                 points.popleft()
         self._points = {track_id: points for track_id, points in self._points.items() if points}
+        self._smooth = {track_id: smooth for track_id, smooth in self._smooth.items() if track_id in self._points}
 
     def of(self, track_id: int) -> npt.NDArray[np.float64]:
         """The trail of a track in pixels ``(N, 2)``, oldest first."""
@@ -73,7 +87,12 @@ class Trails:
     def state(self) -> State:
         """Everything needed to go on."""
         rows = [(track_id, *point) for track_id, points in self._points.items() for point in points]
-        return {"frame": self._frame, "points": np.array(rows, np.float64).reshape(-1, 4)}
+        smooth = [(track_id, *point.as_row()) for track_id, point in self._smooth.items()]
+        return {
+            "frame": self._frame,
+            "points": np.array(rows, np.float64).reshape(-1, 4),
+            "smooth": np.array(smooth, np.float64).reshape(-1, 7),
+        }
 
     def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
@@ -81,6 +100,7 @@ class Trails:
         self._points = {}
         for track_id, frame, x, y in state["points"].tolist():
             self._points.setdefault(int(track_id), deque()).append((int(frame), x, y))
+        self._smooth = {int(row[0]): SmoothPoint.from_row(row[1:]) for row in state["smooth"].tolist()}
 
 
 class TrackLabels:

@@ -1,8 +1,9 @@
 """Proposals of objects: everything in a frame that stands out or moves, one region per thing.
 
-More than the most salient: the discriminant that finds the foreground (:mod:`stages.cosegment.foreground`) is
-trained in rounds, each on the cells that no round before has explained, for as long as what a round finds stands
-out. The cells of all rounds are then grouped by appearance and common motion (:mod:`stages.cosegment.grouping`).
+More than the most salient: beside the foreground that the codebook knows, discriminants
+(:mod:`stages.cosegment.foreground`) are trained in further rounds, each on the cells that nothing before has
+explained, for as long as what a round finds stands out. All these cells are then grouped by appearance and common
+motion (:mod:`stages.cosegment.grouping`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
 from pipeline.core.grid import PatchGrid
 from pipeline.core.state import State
+from stages.cosegment.codebook import Codebook
 from stages.cosegment.foreground import Discriminant, fit_discriminant
 from stages.cosegment.grouping import group_cells
 from stages.cosegment.motion import flow_targets, moving_evidence
@@ -24,8 +26,8 @@ from stages.cosegment.observation import Observation, motion_of
 BoolArray = npt.NDArray[np.bool_]
 Regions = npt.NDArray[np.uint8]
 
-MAX_ROUNDS = 3
-"""Trainings of the discriminant on what is left."""
+MAX_ROUNDS = 2
+"""Trainings of a discriminant on what is left."""
 
 MAX_FITTED_FRAMES = 8
 """Frames of the window that a round is trained on, spread evenly."""
@@ -38,10 +40,11 @@ objects had 1.6 and more, others 1.5 and less."""
 MIN_LOGIT = 1.0
 """Log odds of foreground from which a cell is part of a proposal."""
 
-MAX_DISTANCE = 2.0
-"""Mean squared distance of cells up to which they are one object; descriptors of unrelated cells are 2 apart."""
+MAX_DISTANCE = 3.2
+"""Mean squared distance of cells up to which they are one object. Descriptors of unrelated cells are 2 apart, so
+that appearance alone divides nothing: an animal's parts look different too. It takes motion as well."""
 
-MOTION_WEIGHT = 0.8
+MOTION_WEIGHT = 1.0
 """Of the motion, in multiples of what is usual in the frame's foreground, beside unit descriptors."""
 
 MOTION_FRAMES = 3
@@ -53,8 +56,8 @@ MIN_SQUARES = 2
 MAX_PROPOSALS = 20
 
 
-class ForegroundRounds:
-    """The discriminants of a window of frames, the most salient first."""
+class FurtherRounds:
+    """The discriminants of what stands out beyond the known foreground, the most salient first."""
 
     def __init__(self, discriminants: Sequence[Discriminant], center: FloatArray) -> None:
         """Take the discriminants and the window's mean descriptor ``(C,)``."""
@@ -62,13 +65,15 @@ class ForegroundRounds:
         self.center = center
 
     @classmethod
-    def fit(cls, window: Sequence[Observation], grid_hw: tuple[int, int]) -> ForegroundRounds:
-        """Train on a window of at least one frame."""
+    def fit(
+        cls, window: Sequence[Observation], known: Sequence[BoolArray], grid_hw: tuple[int, int]
+    ) -> FurtherRounds:
+        """Train on a window of at least one frame, beyond the cells ``(N,)`` known in each."""
         rows = [seen.rows for seen in window]
         motion = motion_of(window)
         step = -(-len(window) // MAX_FITTED_FRAMES)
         chosen = range(len(window) - 1, -1, -step)
-        left = {place: np.ones(len(rows[place]), bool) for place in chosen}
+        left = {place: ~_grown(known[place], grid_hw) for place in chosen}
         found: list[Discriminant] = []
         for _ in range(MAX_ROUNDS):
             discriminant = fit_discriminant(
@@ -79,7 +84,7 @@ class ForegroundRounds:
             if discriminant is None:
                 break
             inside = {place: (discriminant.logits(rows[place]) > 0) & left[place] for place in chosen}
-            if found and not _stands_out(
+            if not _stands_out(
                 np.concatenate([window[place].saliency[inside[place]] for place in chosen]),
                 np.concatenate([moving_evidence(motion[place])[inside[place]] for place in chosen]),
             ):
@@ -98,7 +103,7 @@ class ForegroundRounds:
 
 
 def propose_objects(
-    rounds: ForegroundRounds, window: Sequence[Observation], place: int, grid: PatchGrid
+    rounds: FurtherRounds, window: Sequence[Observation], place: int, grid: PatchGrid, known: BoolArray
 ) -> tuple[Regions, int]:
     """The objects of one frame of a window.
 
@@ -107,12 +112,13 @@ def propose_objects(
         window: Consecutive frames.
         place: Which of them.
         grid: Where the cells lie.
+        known: bool ``(N,)``, its foreground as found before.
 
     Returns:
         uint8 ``(h, w)``: 0 background, proposals numbered from 1 by falling area; and how many were too small.
     """
     seen = window[place]
-    inside = rounds.foreground(seen.rows)
+    inside = known | rounds.foreground(seen.rows)
     result = np.zeros(len(inside), np.uint8)
     if not inside.any():
         return result.reshape(grid.grid_hw), 0
@@ -224,30 +230,33 @@ class Proposer:
         """Counts for ``run.json``."""
         return {"frames": self._frames, "dropped_too_small": self._dropped}
 
-    def start_shot(self, window: Sequence[Observation], grid: PatchGrid) -> list[Regions | None]:
-        """The proposals of the first frames of a shot, None where none are due."""
-        self._waited = 0
-        if not self._every:
-            return [None] * len(window)
-        rounds = ForegroundRounds.fit(window, grid.grid_hw)
-        places = range(len(window))
-        return [self._proposed(rounds, window, place, grid) if self._due() else None for place in places]
+    def propose(
+        self, window: Sequence[Observation], place: int, grid: PatchGrid, codebook: Codebook, known: BoolArray
+    ) -> Regions | None:
+        """The proposals of a frame of a shot, None where none are due.
 
-    def follow(self, window: Sequence[Observation], grid: PatchGrid) -> Regions | None:
-        """The proposals of the last frame of a window, None where none are due."""
+        Args:
+            window: Consecutive frames of the shot.
+            place: Which of them; each frame comes once, in order.
+            grid: Where the cells lie.
+            codebook: Whose foreground in the other frames is known.
+            known: bool ``(h, w)``, the frame's own foreground, without what stands still.
+        """
         if not self._every or not self._due():
             return None
-        return self._proposed(ForegroundRounds.fit(window, grid.grid_hw), window, len(window) - 1, grid)
+        explained = [codebook.logits(seen.rows) > 0 for seen in window]
+        explained[place] = known.ravel()
+        self._frames += 1
+        rounds = FurtherRounds.fit(window, explained, grid.grid_hw)
+        regions, dropped = propose_objects(rounds, window, place, grid, known.ravel())
+        self._dropped += dropped
+        return regions
+
+    def start_shot(self) -> None:
+        """The next frame is the first of a shot, and proposals are due in it."""
+        self._waited = 0
 
     def _due(self) -> bool:
         due = self._waited == 0
         self._waited = (self._waited + 1) % self._every
         return due
-
-    def _proposed(
-        self, rounds: ForegroundRounds, window: Sequence[Observation], place: int, grid: PatchGrid
-    ) -> Regions:
-        self._frames += 1
-        regions, dropped = propose_objects(rounds, window, place, grid)
-        self._dropped += dropped
-        return regions

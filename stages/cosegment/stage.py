@@ -36,7 +36,7 @@ from stages.cosegment.part_maps import make_part_map
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.part_space import find_part_space
 from stages.cosegment.part_statistics import PartStatistics
-from stages.cosegment.proposals import Proposer, Regions
+from stages.cosegment.proposals import Proposer
 from stages.cosegment.shots import ShotDetector
 from stages.cosegment.stillness import StillRegion, find_still_cells
 from stages.cosegment.survey import Survey
@@ -207,7 +207,7 @@ class Cosegmenter:
             self.current_index = packet.index
             seen = self._shots.observe(packet)
             self._recent.append(seen)
-            yield self._labeled(packet, seen, self._proposer.follow(self._recent, features_of(packet).grid))
+            yield self._labeled(packet, list(self._recent), len(self._recent) - 1)
 
     def _streaming(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         held_back = self.config.warmup_frames if self.config.hold_back else 1
@@ -239,9 +239,9 @@ class Cosegmenter:
         self.current_index = waiting[0].index
         self._fit(window, waiting[0].index, self._reason, features_of(waiting[0]).grid)
         background = None if self._still is None else self._still.cells()
-        proposals = self._proposer.start_shot(window, features_of(waiting[0]).grid)
-        for packet, seen, regions in zip(waiting, window, proposals, strict=True):
-            yield self._labeled(packet, seen, regions, background)
+        self._proposer.start_shot()
+        for place, packet in enumerate(waiting):
+            yield self._labeled(packet, window, place, background)
 
     def _follow(self, packet: Packet, seen: Observation) -> Packet:
         """Label a later frame of a shot, then learn from it; fit again when too many did not fit."""
@@ -253,8 +253,7 @@ class Cosegmenter:
         elif not self.config.hold_back and self._fitted_on < len(self._recent) == self.config.warmup_frames:
             self._fit(list(self._recent), packet.index, "warm", features_of(packet).grid)
         background = None if self._still is None else self._still.follow(seen.flow, seen.motion_px)
-        regions = self._proposer.follow(self._recent, features_of(packet).grid)
-        labeled = self._labeled(packet, seen, regions, background)
+        labeled = self._labeled(packet, list(self._recent), len(self._recent) - 1, background)
         self._codebook = self._codebook.updated(
             seen, self.config.forgetting, background=None if background is None else background.ravel()
         )
@@ -317,16 +316,16 @@ class Cosegmenter:
     def _labeled(
         self,
         packet: Packet,
-        seen: Observation,
-        proposals: Regions | None,
+        window: list[Observation],
+        place: int,
         background: npt.NDArray[np.bool_] | None = None,
     ) -> Packet:
         assert self._codebook is not None
-        self.current_index = packet.index
+        self.current_index, grid = packet.index, features_of(packet).grid
         parts = make_part_map(
             packet.frame.image,
-            features_of(packet).grid,
-            seen,
+            grid,
+            window[place],
             self._codebook,
             self._numbers.current,
             self._memory,
@@ -337,4 +336,5 @@ class Cosegmenter:
             background=background,
         )
         self._statistics.count(packet.index, parts)
+        proposals = self._proposer.propose(window, place, grid, self._codebook, parts.foreground > 0.5)
         return replace(packet, parts=replace(parts, proposals=proposals))

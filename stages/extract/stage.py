@@ -89,6 +89,11 @@ class Extractor:
         self.warnings: list[str] = []
         self.reset()
 
+    @property
+    def cells_per_patch(self) -> int:
+        """Cells of the features' grid along each side of one of the backbone's."""
+        return 1 if self._model.lift is None else 2**self.config.lift_iterations
+
     def reset(self) -> None:
         """Forget the video; the models, the settings and a batch size that had to shrink stay."""
         self.warnings.clear()

@@ -29,6 +29,7 @@ class TargetModelConfig(StrictModel):
     weight: float = Field(0.0, ge=0, le=1)
     certainty: float = Field(0.3, ge=0, lt=1)
     band_cells: float = Field(1.0, ge=0)
+    mask_weight: float = Field(0.0, ge=0, le=1)
 
 
 class PropagateConfig(StrictModel):
@@ -41,6 +42,8 @@ class PropagateConfig(StrictModel):
     max_references: int = Field(8, ge=1)
     prefix_copies: int = Field(0, ge=0)
     radius_cells: float = Field(12, ge=0)
+    radius_unit: Literal["patch", "cell"] = "patch"
+    search: Literal["auto", "exact", "coarse"] = "auto"
     window: Literal["square", "disc", "disc_inclusive"] = "square"
     window_on_references: bool = True
     prior_sigma_cells: float | None = Field(None, gt=0)

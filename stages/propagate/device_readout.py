@@ -32,6 +32,8 @@ def read_out(
     object_ids: tuple[int, ...],
     config: PropagateConfig,
     streams: DeviceStreams | None = None,
+    *,
+    shown: Tensor | None = None,
 ) -> FrameLabels:
     """The index mask and confidence of propagated labels.
 
@@ -43,9 +45,10 @@ def read_out(
         object_ids: The K ids.
         config: Of the stage.
         streams: The device's; found from ``fine`` if None.
+        shown: The labels that the index mask is made of, of the shape of ``fine``; ``fine`` if None.
     """
     streams = streams or streams_of(fine.device)
-    mask = mask_on_device(fine, image, grid, object_ids, config, streams)
+    mask = mask_on_device(fine if shown is None else shown, image, grid, object_ids, config, streams)
     confidence = iou_on_device(fine, estimate)
     flat = torch.cat([mask.flatten(), confidence.view(torch.uint8)])
     (values,) = fetch(streams, [flat])

@@ -268,7 +268,10 @@ def describe_proposals(parts: PartMap, features: Features) -> list[Proposal]:
     if parts.proposals is None:
         owner = np.where(inside, nearest, 0)
     else:
-        owner = np.where(inside & (shares[0] < 1.0), nearest, shares.argmax(axis=0))
+        # Beyond it the cells are all there is; its own cells do not add to its pixels.
+        beyond = features.grid.upsample(torch.from_numpy((parts.foreground <= 0.5)[None].astype(np.float32)))
+        outside = np.where(beyond.numpy()[0] > 0.5, shares.argmax(axis=0), 0)
+        owner = np.where(inside & (shares[0] < 1.0), nearest, np.where(inside, 0, outside))
     unit = normalize_rows(values.reshape(len(values), -1).T)
     beyond = unit - unit.mean(axis=0)
     found = []

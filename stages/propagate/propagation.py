@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from stages.propagate.areas import Area, Strip
 from stages.propagate.kernel_choice import Kernel, pick_kernel
 from stages.propagate.selection import Scores, Selection
 from stages.propagate.windows import Window
@@ -91,63 +92,56 @@ def propagate_labels(
             target, contexts, labels, windows=per_context, top_k=top_k, temperature=temperature,
             keep_ties=keep_ties, motion=motion, search_dtype=search_dtype,
         )  # fmt: skip
-    contexts = [context.to(search_dtype) for context in contexts]
-    groups = _group(contexts, labels, per_context, temperature)
     num_labels, (height, width) = labels[0].shape[0], target.shape[1:]
     out = torch.empty((num_labels, height, width), dtype=torch.float32, device=target.device)
     selection = Selection(top_k, temperature, keep_ties)
-    query = target.to(search_dtype).permute(1, 2, 0)
-    for strip in _strips(query, groups, max_bytes):
-        windows_of_strip = [group.copy(strip) for group in groups]
-        for tile in strip.tiles():
-            cells = query[tile.top : tile.bottom, tile.left : tile.right].reshape(-1, query.shape[-1])
-            moved = (
-                None if motion is None else motion[:, tile.top : tile.bottom, tile.left : tile.right].flatten(1)
-            )
-            scored = [keys.score(tile, cells, moved) for keys in windows_of_strip]
-            votes = selection.vote(scored)
-            out[:, tile.top : tile.bottom, tile.left : tile.right] = votes.reshape(num_labels, *tile.size)
+    target, contexts = target.to(search_dtype), [context.to(search_dtype) for context in contexts]
+    groups = _group(contexts, labels, per_context, temperature)
+    for tile, scored in _scored_tiles(target, groups, motion, max_bytes):
+        out[(slice(None), *tile.slices)] = selection.vote(scored).reshape(num_labels, *tile.size)
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Area:
-    """A rectangle of cells, ``bottom`` and ``right`` excluded."""
+def scored_tiles(
+    target: Tensor,
+    contexts: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    windows: Sequence[Window],
+    *,
+    temperature: float,
+    motion: Tensor | None,
+    max_bytes: int,
+    row_multiple: int = 1,
+) -> Iterator[tuple[Area, list[Scores]]]:
+    """Compare the target with the windows of its contexts, a tile of cells at a time.
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    Args:
+        target: ``(C, h, w)``, in the dtype of the comparison.
+        contexts: n maps of the same shape and dtype.
+        labels: n maps ``(K, h, w)``, which the scores hand out at any position.
+        windows: One per context.
+        temperature: Of the votes, by which a window's prior becomes a similarity.
+        motion: See :func:`propagate_labels`.
+        max_bytes: Ceiling for the working memory.
+        row_multiple: Tiles of whole rows have a multiple of so many rows, as far as the frame has them.
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.bottom - self.top, self.right - self.left
-
-    def grown(self, reach: int | None, height: int, width: int) -> _Area:
-        """The rectangle that holds all windows around these cells, inside the frame."""
-        if reach is None:
-            return _Area(0, height, 0, width)
-        return _Area(
-            max(self.top - reach, 0),
-            min(self.bottom + reach, height),
-            max(self.left - reach, 0),
-            min(self.right + reach, width),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Strip(_Area):
-    """An area whose windows are copied together, worked on in tiles of ``tile_rows`` and its full width.
-
-    ``whole``: its tiles are compared with the whole frame.
+    Yields:
+        A tile of the target, and its similarities with each group of contexts whose windows have one shape.
     """
+    groups = _group(contexts, labels, windows, temperature)
+    yield from _scored_tiles(target, groups, motion, max_bytes, row_multiple)
 
-    tile_rows: int
-    whole: bool = False
 
-    def tiles(self) -> Iterator[_Area]:
-        for top in range(self.top, self.bottom, self.tile_rows):
-            yield _Area(top, min(top + self.tile_rows, self.bottom), self.left, self.right)
+def _scored_tiles(
+    target: Tensor, groups: Sequence[_Group], motion: Tensor | None, max_bytes: int, row_multiple: int = 1
+) -> Iterator[tuple[Area, list[Scores]]]:
+    query = target.permute(1, 2, 0)
+    for strip in _strips(query, groups, max_bytes, row_multiple):
+        windows_of_strip = [group.copy(strip) for group in groups]
+        for tile in strip.tiles():
+            cells = query[tile.slices].reshape(-1, query.shape[-1])
+            moved = None if motion is None else motion[(slice(None), *tile.slices)].flatten(1)
+            yield tile, [keys.score(tile, cells, moved) for keys in windows_of_strip]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +158,7 @@ class _Group:
     priors: Tensor | None
     moves: bool
 
-    def copy(self, strip: _Strip) -> _Keys:
+    def copy(self, strip: Strip) -> _Keys:
         """The cells that any window of the strip can reach, side by side in memory."""
         height, width = self.keys[0].shape[:2]
         reach = None if strip.whole else self.window.reach
@@ -180,12 +174,12 @@ class _Keys:
     """A group's cells around one strip: values ``(n, rows, columns, C)``, labels ``(K, n, rows, columns)``."""
 
     group: _Group
-    area: _Area
+    area: Area
     reach: int | None
     values: Tensor
     labels: Tensor
 
-    def score(self, tile: _Area, cells: Tensor, motion: Tensor | None) -> Scores:
+    def score(self, tile: Area, cells: Tensor, motion: Tensor | None) -> Scores:
         """Similarities of the tile's cells ``(Q, C)``, moving by ``(2, Q)``, with their windows' rectangle."""
         height, width = self.group.keys[0].shape[:2]
         reach = tile.grown(self.reach, height, width)
@@ -193,7 +187,7 @@ class _Keys:
         bias = self._bias(tile, reach, motion)
         return Scores.of(cells, self.values[:, rows], bias, self.labels[:, :, rows])
 
-    def _bias(self, tile: _Area, reach: _Area, motion: Tensor | None) -> Tensor:
+    def _bias(self, tile: Area, reach: Area, motion: Tensor | None) -> Tensor:
         """What is added to similarities ``(Q, n or 1, cells)``: -inf outside the window, and the prior."""
         device = self.values.device
         kind = (*tile.size, *reach.size, tile.top - reach.top, tile.left - reach.left)
@@ -271,26 +265,26 @@ def _priors(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tens
         return torch.tensor(values).to(device).T[:, :, None]
 
 
-def _strips(query: Tensor, groups: Sequence[_Group], max_bytes: int) -> Iterator[_Strip]:
+def _strips(query: Tensor, groups: Sequence[_Group], max_bytes: int, row_multiple: int) -> Iterator[Strip]:
     """Cut the target into strips whose copied windows, and tiles whose similarities, fit half of ``max_bytes``."""
     height, width, channels = query.shape
     side = 16 if query.is_cuda else 8
     while side > 1 and _similarity_bytes((side, side), height, width, groups) > max_bytes / 2:
         side //= 2
-    rows = max(1, _WHOLE_FRAME_CELLS // width)
+    rows = max(1, round(_WHOLE_FRAME_CELLS // width / row_multiple)) * row_multiple
     if (
         all(_share_of_frame(group, side, height, width) >= _WHOLE_FRAME_SHARE for group in groups)
         and _similarity_bytes((rows, width), height, width, groups) <= max_bytes / 2
         and _copy_bytes(height, width, (height, width, channels), groups) <= max_bytes / 2
     ):
-        yield _Strip(0, height, 0, width, rows, whole=True)
+        yield Strip(0, height, 0, width, rows, whole=True)
         return
     rows = height
     while rows > side and _copy_bytes(rows, side, (height, width, channels), groups) > max_bytes / 2:
         rows = max(side, -(-rows // 2))
     for left in range(0, width, side):
         for top in range(0, height, rows):
-            yield _Strip(top, min(top + rows, height), left, min(left + side, width), side)
+            yield Strip(top, min(top + rows, height), left, min(left + side, width), side)
 
 
 def _share_of_frame(group: _Group, side: int, height: int, width: int) -> float:

@@ -54,12 +54,16 @@ class Scores:
         Fewer where there are fewer. Where the similarities are approximate, the values are those of float32 and in
         no order.
         """
+        values, positions = self.highest(count)
+        return (values if self.is_exact else self._compared_again(positions)), positions
+
+    def highest(self, count: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`largest`, with the similarities as they are, approximate or not."""
         blocks, columns = self.similarity.shape[1:]
         candidates = self.similarity.amax(dim=2).topk(min(count, blocks), dim=1).indices
         values = self.similarity.gather(1, candidates[:, :, None].expand(-1, -1, columns)).flatten(1)
         top = values.topk(min(count, values.shape[1]), dim=1)
-        positions = candidates.gather(1, top.indices // columns) * columns + top.indices % columns
-        return (top.values if self.is_exact else self._compared_again(positions)), positions
+        return top.values, candidates.gather(1, top.indices // columns) * columns + top.indices % columns
 
     def similarity_of(self, chosen: Tensor | None) -> Tensor:
         """float32 similarities ``(q, n * rows * columns)`` of the cells a bool ``(Q,)`` chooses, or all."""
@@ -69,6 +73,11 @@ class Scores:
             return self.similarity[chosen].flatten(1)
         products = self.cells[chosen].to(torch.float32) @ self.keys.to(torch.float32).T
         return products.view(len(products), -1, self.bias.shape[2]).add_(self.bias[chosen]).flatten(1)
+
+    def bias_at(self, cells: Tensor, positions: Tensor) -> Tensor:
+        """What was added to the products of cells with flat positions; both int64, broadcast."""
+        where = positions if self.bias.shape[1] > 1 else positions % self.bias.shape[2]
+        return self.bias.flatten(1)[cells, where]
 
     def labels_at(self, positions: Tensor) -> Tensor:
         """Labels ``(K, Q, k)`` at flat positions ``(Q, k)``."""
@@ -109,6 +118,31 @@ class Selection:
             tied = (top.values[:, self.top_k] == kept[:, -1]) & kept[:, -1].isfinite()
             if bool(tied.any()):
                 votes[:, tied] = self._vote_of_ties(scored, tied)
+        return votes
+
+    def vote_of_batch(self, similarity: Tensor, labels: Tensor) -> Tensor:
+        """Labels ``(a, Q, K)`` of a areas' cells.
+
+        Args:
+            similarity: float32 ``(a, Q, u)``, -inf where a cell has no such candidate.
+            labels: float32 ``(a, u, K)``, of the candidates.
+        """
+        areas, num_cells, num_candidates = similarity.shape
+        top = similarity.topk(min(self.top_k + self.keep_ties, num_candidates), dim=2)
+        kept = top.values[:, :, : self.top_k]
+        weights = torch.softmax(kept / self.temperature, dim=2)
+        first = torch.arange(areas, device=labels.device)[:, None, None] * num_candidates
+        picked = labels.flatten(0, 1).index_select(0, (top.indices[:, :, : self.top_k] + first).flatten())
+        votes = (weights.view(-1, 1, kept.shape[2]) @ picked.view(-1, kept.shape[2], labels.shape[2])).view(
+            areas, num_cells, -1
+        )
+        if self.keep_ties and top.values.shape[2] > self.top_k:
+            tied = (top.values[:, :, self.top_k] == kept[:, :, -1]) & kept[:, :, -1].isfinite()
+            for area in tied.any(dim=1).nonzero().flatten().tolist():
+                chosen = tied[area]
+                weights = torch.exp((similarity[area, chosen] - kept[area, chosen, :1]) / self.temperature)
+                weights.masked_fill_(similarity[area, chosen] < kept[area, chosen, -1:], 0)
+                votes[area, chosen] = (weights @ labels[area]) / weights.sum(dim=1, keepdim=True)
         return votes
 
     def _vote_of_ties(self, scored: list[Scores], tied: Tensor | None) -> Tensor:

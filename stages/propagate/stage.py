@@ -32,15 +32,13 @@ from stages.propagate.label_maps import (
     decode_labels,
     encode_mask,
     expected_iou,
-    pack_cells,
     refine_labels,
-    unpack_cells,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
-from stages.propagate.propagation import Window, propagate_labels
-from stages.propagate.target_model import TargetModel, blend_scores, correct_labels
+from stages.propagate.search import LabelSearch
+from stages.propagate.target_model import Corrected, TargetModel, correct
 
 MAX_WARNINGS = 50
 MAX_LISTED = 8
@@ -57,6 +55,7 @@ class Propagator:
             will do, for example one that reads files. None finds objects in ``packet.parts`` until a mask is
             given to :meth:`step`.
         search_dtype: See :func:`stages.propagate.propagation.propagate_labels`.
+        cells_per_patch: See :class:`~stages.propagate.search.LabelSearch`.
     """
 
     def __init__(
@@ -65,9 +64,10 @@ class Propagator:
         *,
         masks: Mapping[int, IndexMask] | None = None,
         search_dtype: torch.dtype = torch.float32,
+        cells_per_patch: int = 1,
     ) -> None:
         self.config = config
-        self.search_dtype = search_dtype
+        self._search = LabelSearch(config, search_dtype=search_dtype, cells_per_patch=cells_per_patch)
         self._window, self._reference_window = make_windows(config)
         self.reset(masks=masks)
 
@@ -89,6 +89,7 @@ class Propagator:
         self._last_index = -1
         self._skipped_masks: list[int] = []
         self._model: TargetModel | None = None
+        self._search.reset()
 
     def __call__(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Add ``labels`` to every packet: :meth:`step` with the masks of the mapping.
@@ -187,23 +188,23 @@ class Propagator:
         for memory in self._memory.recent:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
-        fine = self._propagate(descriptors, self._memory.entries(), windows, motion)
-        fine, estimate = self._correct(descriptors, fine)
+        fine = self._search(descriptors, self._memory.entries(), windows, motion)
+        corrected = self._correct(descriptors, fine)
+        fine, shown, estimate = corrected.labels, corrected.mask, corrected.estimate
         image = packet.frame.image
         if not fine.is_cpu:
-            return read_out(fine, estimate, image, grid, self._objects.ids, self.config)
-        return FrameLabels(fine, self._decode(fine, image, grid), expected_iou(fine, estimate))
+            refine = self.config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
+            config = self.config.model_copy(update={"refine": refine})
+            return read_out(fine, estimate, image, grid, self._objects.ids, config, shown=shown)
+        return FrameLabels(fine, self._decode(shown, image, grid), expected_iou(fine, estimate))
 
-    def _correct(self, descriptors: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels after the target model's corrections, and its estimate and theirs in one."""
+    def _correct(self, descriptors: Tensor, fine: Tensor) -> Corrected:
+        """The labels after the target model's corrections."""
         settings = self.config.target_model
-        if not settings.weight:
-            return fine, fine
+        if not settings.weight and not settings.mask_weight:
+            return Corrected(fine, fine, fine)
         self._model = self._model or TargetModel.fit(self._memory.references)
-        scores = self._model.scores(descriptors)
-        weight, certainty = settings.weight, settings.certainty
-        fine = correct_labels(fine, scores, weight=weight, certainty=certainty, band_cells=settings.band_cells)
-        return fine, blend_scores(fine, scores, weight=weight, certainty=certainty)
+        return correct(self._model, descriptors, fine, settings)
 
     def _motion(self, index: int, descriptors: Tensor) -> Tensor | None:
         """Offset of every cell per frame back ``(2, h, w)``, measured against the latest frame in memory."""
@@ -211,27 +212,9 @@ class Propagator:
         if not config.prior_motion or config.prior_sigma_cells is None:
             return None
         latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
-        past = latest.descriptors
-        offset = measure_motion(descriptors, past, self._window, max_bytes=config.max_bytes, kernel=config.kernel)
+        past, window = latest.descriptors, self._search.on_features(self._window)
+        offset = measure_motion(descriptors, past, window, max_bytes=config.max_bytes, kernel=config.kernel)
         return offset / (index - latest.frame_index)
-
-    def _propagate(
-        self,
-        target: Tensor,
-        entries: Sequence[Memory],
-        windows: Window | Sequence[Window],
-        motion: Tensor | None = None,
-    ) -> Tensor:
-        parts = self.config.label_cells
-        packed = propagate_labels(
-            target,
-            [memory.descriptors for memory in entries],
-            [pack_cells(memory.labels, parts) for memory in entries],
-            windows=windows, motion=motion, search_dtype=self.search_dtype,
-            top_k=self.config.top_k, temperature=self.config.temperature, keep_ties=self.config.keep_ties,
-            max_bytes=self.config.max_bytes, kernel=self.config.kernel,
-        )  # fmt: skip
-        return unpack_cells(packed, parts)
 
     def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
         config, refine = self.config, self.config.refine
@@ -248,7 +231,7 @@ class Propagator:
             fine,
             image,
             grid,
-            cell_px=refine.cell_px,
+            cell_px=self._search.refine_cell_px,
             radius_px=refine.radius_px,
             epsilon=refine.epsilon,
             crf_weight=refine.crf_weight,
@@ -318,7 +301,7 @@ class Propagator:
         for memory in self._memory.entries():
             channels = reference.given - memory.given
             if channels:
-                fresh = self._propagate(memory.descriptors, [reference], self._window)
+                fresh = self._search(memory.descriptors, [reference], [self._window])
                 memory = replace(memory, labels=merge_channels(memory.labels, fresh, channels))
             changed.append(memory)
         self._memory.replace_all(tuple(changed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,15 @@ class Window:
         if self.shape == "disc" and not self.inclusive:
             return math.ceil(self.radius_cells) - 1
         return math.floor(self.radius_cells)
+
+    def scaled(self, factor: float) -> Window:
+        """The same window in pixels on a grid with ``factor`` times the cells along each side."""
+        radius, sigma = self.radius_cells, self.prior_sigma_cells
+        return replace(
+            self,
+            radius_cells=radius * factor if radius else radius,
+            prior_sigma_cells=sigma * factor if sigma else sigma,
+        )
 
     def mask(self, rows: Tensor, columns: Tensor) -> Tensor:
         """0 at the offsets inside the window, -inf outside; float32, ``rows`` and ``columns`` broadcast."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -16,14 +17,12 @@ from starlette.testclient import TestClient
 
 from pipeline import FlowConfig
 from pipeline.core.errors import LabelFileError
-from pipeline.core.records import Frame
 from pipeline.formats.object_names import read_names
 from pipeline.formats.palette import read_indexed_png
 from pipeline.label.app import MAX_BODY_BYTES, make_app
 from pipeline.label.workbench import Workbench
-from pipeline.prompts import Point, describe_frame
+from pipeline.prompts import Point
 from pipeline.prompts.features import FrameDescription
-from stages.extract import Extractor
 
 TOKEN = "test-token"
 CLICK = {"x": 60, "y": 56, "object": 2, "positive": True}
@@ -99,8 +98,9 @@ def test_a_body_that_is_too_long_or_not_json_is_an_error(client: TestClient) -> 
 
 
 def test_a_click_gives_an_overlay_and_saving_writes_the_mask(client: TestClient, folder: Path) -> None:
-    answer = client.post(f"/{TOKEN}/frames/1/mask", json={"prompts": [CLICK]})
-    assert answer.headers["content-type"] == "image/png"
+    for fine in (False, True):
+        answer = client.post(f"/{TOKEN}/frames/1/mask", json={"prompts": [CLICK], "fine": fine})
+        assert answer.headers["content-type"] == "image/png"
     saved = client.post(f"/{TOKEN}/save", json={"frames": {"1": [CLICK], "0": []}}).json()["saved"]
     assert saved == [str(folder.parent / "masks" / "shot1.png")]
     mask = read_indexed_png(Path(saved[0]))
@@ -124,6 +124,12 @@ def test_a_run_that_is_stopped_keeps_the_frames_that_are_done(client: TestClient
     assert (now["stopped"], now["error"], now["frames"], now["video"]) == (True, None, 1, True)
     assert json.loads((folder.parent / "masks_run" / "run.json").read_text())["status"] == "interrupted"
     assert client.get(f"/{TOKEN}/run/video").status_code == 200
+    assert not now["report"]  # an interrupted run has none
+    (folder.parent / "masks_run" / "report.html").write_text("<html>")
+    assert client.get(f"/{TOKEN}/run").json()["report"]
+    assert "<html" in client.get(f"/{TOKEN}/run/files/report.html").text
+    for path in ("../masks/shot1.png", "%2e%2e/masks/shot1.png", "missing", "", "/etc/passwd"):
+        assert client.get(f"/{TOKEN}/run/files/{path}").status_code in (400, 404)
 
 
 def test_names_are_saved_beside_the_masks_and_read_back(client: TestClient, folder: Path) -> None:
@@ -143,26 +149,50 @@ def test_other_names_are_an_error(client: TestClient, names: object, tmp_path: P
         read_names(tmp_path)
 
 
-def test_the_next_frames_are_prepared_and_masks_do_not_wait_for_them(
+def test_the_next_frames_are_prepared_and_first_masks_do_not_wait_for_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     described: list[int] = []
     go_on = threading.Event()
-    describe = describe_frame
-
-    def describe_slowly(frame: Frame, extractor: Extractor) -> FrameDescription:
-        described.append(frame.index)
-        if frame.index > 0:
-            assert go_on.wait(20)
-        return describe(frame, extractor)
-
-    monkeypatch.setattr("pipeline.label.workbench.describe_frame", describe_slowly)
     config = FlowConfig().only("propagate", extract={"short_side": 112})
     workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
+    describe = workbench._describe_whole
+
+    def describe_slowly(image: npt.NDArray[np.uint8]) -> FrameDescription:
+        index = 0 if image is workbench.frame(0).image else 1
+        described.append(index)
+        if index > 0:
+            assert go_on.wait(20)
+        return describe(image)
+
+    monkeypatch.setattr(workbench, "_describe_whole", describe_slowly)
     workbench.prepare(0)
     while described != [0, 1]:
         time.sleep(0.01)
-    assert set(np.unique(workbench.mask(0, [Point(60, 56, 2)]))) == {0, 2}
+    assert set(np.unique(workbench.first_mask(0, [Point(60, 56, 2)]))) == {0, 2}
     go_on.set()
     workbench.prepare(1)
     assert described == [0, 1]
+
+
+def test_the_final_mask_looks_at_a_window_and_is_the_one_that_is_saved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = FlowConfig().only("propagate", extract={"short_side": 112})
+    workbench = Workbench(folder, tmp_path / "masks", tmp_path / "masks_run", config)
+    sizes: list[tuple[int, ...]] = []
+    describe = workbench._describe_part
+
+    def counted(image: npt.NDArray[np.uint8]) -> FrameDescription:
+        sizes.append(image.shape)
+        return describe(image)
+
+    monkeypatch.setattr(workbench, "_describe_part", counted)
+    prompts = [Point(60, 56, 2)]
+    workbench.first_mask(0, prompts)
+    assert not sizes
+    final = workbench.mask(0, prompts)
+    assert sizes == [(56, 84, 3)]
+    saved = workbench.save({0: prompts})
+    assert np.array_equal(read_indexed_png(saved[0]), final)
+    assert len(sizes) == 1

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.mkdir()
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:180, :320]
-    for index in range(3):
+    for index in range(12):
         image = generator.integers(90, 130, (180, 320, 3)).astype(np.uint8)
         image[(x - 100 - 6 * index) ** 2 + (y - 90) ** 2 < 40**2] = (220, 60, 40)
         Image.fromarray(image).save(path / f"{index:05d}.png")
@@ -66,7 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    config = FlowConfig().only("propagate", "annotate", "write", extract={"short_side": 112})
+    config = FlowConfig().only(
+        "propagate", "annotate", "write", extract={"short_side": 112}, write={"report": True}
+    )
     workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -133,9 +135,30 @@ def test_click_see_the_mask_save_and_run(browser: Any, address: str, folder: Pat
     video = browser.find_element(By.ID, "video")
     WebDriverWait(browser, 2 * SECONDS).until(lambda b: video.is_displayed())
     assert (folder.parent / "masks_run" / "annotated.mp4").is_file()
+    report = browser.find_element(By.ID, "report")
+    WebDriverWait(browser, SECONDS).until(lambda b: report.is_displayed())
+    report.click()
+    browser.switch_to.window(browser.window_handles[-1])
+    WebDriverWait(browser, SECONDS).until(lambda b: b.current_url.endswith("run/files/report.html"))
+    assert browser.find_elements(By.TAG_NAME, "video")
+    browser.switch_to.window(browser.window_handles[0])
     browser.save_screenshot(str(tmp_path / "page.png"))
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert not severe
+
+
+@pytest.mark.timeout(200)
+def test_the_stop_button_ends_a_run(browser: Any, address: str) -> None:
+    browser.get(address)
+    wait_for(browser, "Click an object")
+    click_at(browser, 100, 90)
+    wait_for(browser, "final in")
+    browser.execute_script("document.getElementById('run').click()")
+    stop = browser.find_element(By.ID, "stop")
+    WebDriverWait(browser, SECONDS).until(lambda b: stop.is_displayed())
+    stop.click()
+    assert "stopped" in wait_for(browser, "stopped")
+    assert not stop.is_displayed()
 
 
 @pytest.mark.timeout(200)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,8 +9,7 @@ from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features
 from pipeline.evaluation.davis_metrics import region_similarity
 from pipeline.prompts import Box, FrameSegmenter, Point, mask_from_prompts
-from pipeline.prompts.features import describe
-from pipeline.prompts.regions import nested_regions, object_scores
+from pipeline.prompts.features import FrameDescription, describe
 
 CELL = 8
 ROWS, COLUMNS = 24, 32
@@ -92,27 +89,37 @@ def test_the_answer_does_not_depend_on_what_was_asked_before() -> None:
     assert np.array_equal(segmenter.object_mask(prompts), fresh)
 
 
-def test_the_true_region_scores_higher_than_a_part_and_than_one_that_leaks() -> None:
+def test_the_final_answer_looks_at_a_window_once_and_the_first_one_does_not() -> None:
+    image, features, truth = scene(ONE)
+    windows: list[tuple[int, ...]] = []
+
+    def describe_window(part: npt.NDArray[np.uint8]) -> FrameDescription:
+        windows.append(part.shape)
+        # The cells of the frame that lie in the window around the click at (64, 72).
+        cells = Features(
+            data=features.data[:, 3:15, 0:16],
+            grid=PatchGrid.covering((ROWS * CELL // 2, COLUMNS * CELL // 2), (12, 16)),
+        )
+        return describe(part, cells)
+
+    segmenter = FrameSegmenter(describe(image, features), describe_window)
+    point = Point(64, 72)
+    first = segmenter.object_mask([point], fine=False)
+    assert not windows
+    final = segmenter.object_mask([point])
+    assert windows == [(ROWS * CELL // 2, COLUMNS * CELL // 2, 3)]
+    segmenter.object_mask([point, Point(200, 100, positive=False)])
+    assert len(windows) == 1
+    for mask in (first, final):
+        assert region_similarity(mask, truth == 1) > 0.85
+
+
+def test_prompts_that_contradict_each_other_still_give_a_mask() -> None:
     image, features, _ = scene(ONE)
-    cells = np.zeros((3, ROWS, COLUMNS), np.bool_)
-    cells[0, 4:14, 4:12] = True
-    cells[1, 4:9, 4:12] = True
-    cells[2, 4:14, 4:24] = True
-    scores = object_scores(describe(image, features), [region.ravel() for region in cells])
-    assert scores[0] > max(scores[1:])
-
-
-def test_regions_are_nested_connected_to_their_seed_and_stay_in_their_room() -> None:
-    field = np.tile(np.arange(8, dtype=np.float32), (6, 1)).ravel()
-    room = np.ones((6, 8), np.bool_)
-    room[:, 4] = False
-    regions = nested_regions(field, room.ravel(), (6, 8), seed=7)
-    assert regions
-    for region in regions:
-        assert region[7]
-        assert not region.reshape(6, 8)[:, :5].any()
-    for small, large in pairwise(regions):
-        assert not (small & ~large).any()
+    segmenter = FrameSegmenter(describe(image, features))
+    assert segmenter.object_mask([Point(64, 72), Point(64, 72, positive=False)]).dtype == np.bool_
+    boxed = segmenter.object_mask([Box(28, 28, 100, 116), Point(200, 150)])
+    assert not boxed[116:].any()
 
 
 @pytest.mark.parametrize("position", [(0.5, 0.5), (255.5, 191.5)])

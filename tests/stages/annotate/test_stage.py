@@ -124,3 +124,32 @@ def test_another_video_needs_a_reset() -> None:
     annotator.reset()
     assert annotator.current_index is None
     assert annotator.step(packet(0)).annotated is not None
+
+
+def test_a_trail_follows_a_steadily_moving_object_while_its_mask_breathes() -> None:
+    """The mask grows and shrinks by a limb on alternate frames; the body moves by 3 pixels per frame."""
+    trails, boxes = Trails(30), []
+    for n in range(30):
+        mask = np.zeros((80, 200), np.uint8)
+        mask[20:60, 20 + 3 * n : 60 + 3 * n] = 4
+        if n % 2:
+            mask[38:42, 60 + 3 * n : 80 + 3 * n] = 4
+        rows, columns = np.nonzero(mask)
+        xyxy = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
+        boxes.append((xyxy[0] + xyxy[2]) / 2)
+        labels = LabelMap(torch.zeros(2, 1, 1), (4,), mask, (1.0,))
+        trails.add([Track(4, xyxy, 1.0)], labels)
+    body = 40.0 + 3 * np.arange(30)
+    trail = trails.of(4)
+    assert np.abs(np.diff(boxes) - 3).max() == 10
+    assert np.abs(np.diff(trail[:, 0]) - 3)[5:].max() < 0.75
+    assert np.abs(trail[5:, 0] - body[5:]).max() < 2.0
+    assert np.abs(trail[:, 1] - 40).max() < 0.5
+
+
+def test_a_trail_of_a_detection_keeps_to_its_box_when_a_mask_has_its_number_by_chance() -> None:
+    mask = np.zeros((80, 200), np.uint8)
+    mask[:10, :10] = 7
+    trails = Trails(3)
+    trails.add([Track(7, (100.0, 40.0, 120.0, 60.0), 1.0)], LabelMap(torch.zeros(2, 1, 1), (7,), mask, (1.0,)))
+    assert trails.of(7).tolist() == [[110, 50]]

@@ -9,11 +9,14 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from pipeline.core.arrays import normalize_rows
 from pipeline.core.grid import PatchGrid
+from stages.cosegment import CosegmentConfig
+from stages.cosegment.codebook import fit_codebook
 from stages.cosegment.grouping import group_cells
 from stages.cosegment.observation import Observation
-from stages.cosegment.proposals import ForegroundRounds, Proposer, propose_objects, recent_motion
+from stages.cosegment.proposals import FurtherRounds, Proposer, propose_objects, recent_motion
 
 HW = (12, 16)
+NOTHING = np.zeros(HW[0] * HW[1], bool)
 GRID = PatchGrid.from_input((96, 128), (96, 128), patch_px=8, stride_px=8)
 LOOKS = np.linalg.qr(np.random.default_rng(5).standard_normal((24, 24)))[0]
 
@@ -60,8 +63,8 @@ def test_equal_cells_that_do_not_touch_are_two_groups() -> None:
 
 def test_both_objects_are_found_though_one_is_far_less_salient() -> None:
     window = [frame(index) for index in range(8)]
-    rounds = ForegroundRounds.fit(window, HW)
-    regions, _ = propose_objects(rounds, window, 5, GRID)
+    rounds = FurtherRounds.fit(window, [NOTHING] * len(window), HW)
+    regions, _ = propose_objects(rounds, window, 5, GRID, NOTHING)
     first, second = regions[2:6, 4:8], regions[7:11, 10:14]
     assert len(np.unique(regions)) == 3
     assert len(np.unique(first)) == len(np.unique(second)) == 1
@@ -70,8 +73,8 @@ def test_both_objects_are_found_though_one_is_far_less_salient() -> None:
 
 def test_without_anything_salient_nothing_is_proposed() -> None:
     flat = [replace(frame(index, moving=False), saliency=np.ones(192, np.float32)) for index in range(4)]
-    rounds = ForegroundRounds.fit(flat, HW)
-    regions, dropped = propose_objects(rounds, flat, 2, GRID)
+    rounds = FurtherRounds.fit(flat, [NOTHING] * 4, HW)
+    regions, dropped = propose_objects(rounds, flat, 2, GRID, NOTHING)
     assert not regions.any()
     assert dropped == 0
 
@@ -89,10 +92,10 @@ def test_what_touches_and_looks_alike_is_split_by_its_motion() -> None:
         rows = normalize_rows((LOOKS[looks.ravel()] + noise).astype(np.float32))
         moving = np.where(looks == 1, 4.0, 0.0).ravel().astype(np.float32)
         window.append(replace(seen, rows=rows, saliency=salient, motion_px=moving, flow=flow))
-    regions, _ = propose_objects(ForegroundRounds.fit(window, HW), window, 5, GRID)
+    regions, _ = propose_objects(FurtherRounds.fit(window, [NOTHING] * len(window), HW), window, 5, GRID, NOTHING)
     assert 0 < regions[5, 5] != regions[5, 10] > 0
     still = [replace(seen, flow=np.zeros_like(seen.flow)) for seen in window]
-    regions, _ = propose_objects(ForegroundRounds.fit(still, HW), still, 5, GRID)
+    regions, _ = propose_objects(FurtherRounds.fit(still, [NOTHING] * len(still), HW), still, 5, GRID, NOTHING)
     assert regions[5, 5] == regions[5, 10] > 0
 
 
@@ -110,13 +113,31 @@ def test_motion_of_a_first_frame_is_that_of_the_frames_after_it() -> None:
 
 
 def test_proposals_come_at_the_first_and_every_nth_frame_of_a_shot() -> None:
-    proposer = Proposer(3)
+    proposer, never = Proposer(3), Proposer(0)
     window = [frame(index) for index in range(4)]
-    due = [regions is not None for regions in proposer.start_shot(window, GRID)]
+    codebook, known = fit_codebook(window, CosegmentConfig().fit_options()), NOTHING.reshape(HW)
+    due = [proposer.propose(window, place, GRID, codebook, known) is not None for place in range(4)]
     for index in range(4, 8):
         window = [*window[1:], frame(index)]
-        due.append(proposer.follow(window, GRID) is not None)
+        due.append(proposer.propose(window, 3, GRID, codebook, known) is not None)
     assert due == [True, False, False, True, False, False, True, False]
-    assert proposer.report()["frames"] == 3
-    assert Proposer(0).start_shot(window, GRID) == [None] * 4
-    assert Proposer(0).follow(window, GRID) is None
+    proposer.start_shot()
+    assert proposer.propose(window, 0, GRID, codebook, known) is not None
+    assert proposer.report()["frames"] == 4
+    assert never.propose(window, 0, GRID, codebook, known) is None
+
+
+def test_the_foreground_known_before_is_proposed_and_further_rounds_look_beyond_it() -> None:
+    window = [frame(index) for index in range(8)]
+    known = [np.zeros(HW, bool) for _ in window]
+    for index, cells in enumerate(known):
+        cells[2:6, 2 + index % 3 : 6 + index % 3] = True
+    rounds = FurtherRounds.fit(window, [cells.ravel() for cells in known], HW)
+    square = np.zeros(HW, bool)
+    square[7:11, 10:14] = True
+    beyond = rounds.foreground(window[5].rows).reshape(HW)
+    assert (beyond & square).sum() > 12
+    assert not (beyond & known[5]).any()
+    regions, _ = propose_objects(rounds, window, 5, GRID, known[5].ravel())
+    assert len(np.unique(regions[known[5]])) == 1
+    assert regions[3, 5] != regions[8, 11] > 0

@@ -62,10 +62,17 @@ def assert_same(first: list[Packet], second: list[Packet]) -> None:
         np.testing.assert_array_equal(a.parts.foreground, b.parts.foreground)
         np.testing.assert_array_equal(a.parts.part_ids, b.parts.part_ids)
         assert a.parts.num_parts == b.parts.num_parts
+        assert (a.parts.proposals is None) == (b.parts.proposals is None)
+        if a.parts.proposals is not None:
+            np.testing.assert_array_equal(a.parts.proposals, b.parts.proposals)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 5, 7, 8, 10, 12, 14, 19, 23, 24])
-@pytest.mark.parametrize("options", [{}, {"foreground": "vote"}], ids=["discriminant", "vote"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"foreground": "vote"}, {"objects_every": 3}],
+    ids=["discriminant", "vote", "objects"],
+)
 def test_a_restored_stage_goes_on_bit_for_bit(after: int, options: dict[str, object], tmp_path: Path) -> None:
     packets = shots()
     whole = make(**options)

@@ -58,19 +58,22 @@ def naive(
         weights: list[Tensor] = []
         votes: list[Tensor] = []
         for context, label, window in zip(contexts, labels, windows, strict=True):
-            for r, c in itertools.product(range(height), range(width)):
-                if not allowed(window, r - row, c - column):
-                    continue
-                weight = torch.exp(torch.dot(target[:, row, column], context[:, r, c]) / temperature)
-                if window.prior_sigma_cells:
-                    down, right = (0.0, 0.0) if motion is None else motion[:, row, column].tolist()
-                    down, right = down * window.prior_frames, right * window.prior_frames
-                    moved = (r - row - down) ** 2 + (c - column - right) ** 2
-                    squared = min((r - row) ** 2 + (c - column) ** 2, moved)
-                    prior = torch.exp(torch.tensor(-squared / (2 * window.prior_sigma_cells**2)))
-                    weight = weight * prior.clamp(min=window.prior_floor or 0)
-                weights.append(weight)
-                votes.append(label[:, r, c])
+            near = [
+                (r, c)
+                for r, c in itertools.product(range(height), range(width))
+                if allowed(window, r - row, c - column)
+            ]
+            rows, columns = (torch.tensor(values) for values in zip(*near, strict=True))
+            weight = torch.exp((target[:, row, column] @ context[:, rows, columns]) / temperature)
+            if window.prior_sigma_cells:
+                down, right = (0.0, 0.0) if motion is None else motion[:, row, column].tolist()
+                down, right = down * window.prior_frames, right * window.prior_frames
+                moved = (rows - row - down) ** 2 + (columns - column - right) ** 2
+                squared = torch.minimum(((rows - row) ** 2 + (columns - column) ** 2).float(), moved.float())
+                prior = torch.exp(-squared / (2 * window.prior_sigma_cells**2))
+                weight = weight * prior.clamp(min=window.prior_floor or 0)
+            weights += weight.unbind()
+            votes += label[:, rows, columns].unbind(1)
         weight, vote = torch.stack(weights), torch.stack(votes)
         k = min(top_k, len(weight))
         if keep_ties:

@@ -96,6 +96,7 @@ def test_presets_of_the_references_agree_on_an_easy_video() -> None:
         config(upsample_factor=4),
         config(prior_sigma_cells=4.0, prior_motion=True),
         config(target_model={"weight": 0.5}),
+        config(target_model={"mask_weight": 0.3}),
     ):
         out, _ = carry(truth, {0: truth[0]}, settings)
         assert iou(out[-1], truth[-1], 1) > 0.5, settings
@@ -298,7 +299,7 @@ STATEFUL = {
     "parts and refinement": config(
         label_cells=4, first_labels="area", refine={"enabled": True}, prior_sigma_cells=4.0, prior_motion=True
     ),
-    "target model": config(label_cells=2, first_labels="area", target_model={"weight": 0.5}),
+    "target model": config(label_cells=2, first_labels="area", target_model={"weight": 0.5, "mask_weight": 0.3}),
     "color": config(stretch="none", color_weight=0.1),
 }
 

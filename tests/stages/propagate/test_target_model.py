@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.propagate.config import TargetModelConfig
 from stages.propagate.label_maps import expected_iou
 from stages.propagate.label_memory import Memory
-from stages.propagate.target_model import TargetModel, blend_scores, correct_labels
+from stages.propagate.target_model import TargetModel, blend_scores, calibrate, correct, correct_labels
 
 
 def reference(labels: Tensor, seed: int = 0, given: frozenset[int] = frozenset({1})) -> Memory:
@@ -103,3 +104,73 @@ def test_an_object_without_classifier_keeps_its_labels_as_estimate() -> None:
     blended = blend_scores(labels, scores, weight=0.5, certainty=0.3)
     torch.testing.assert_close(blended[1], (labels[1] + 0.95) / 2)
     torch.testing.assert_close(blended[2], labels[2])
+
+
+def test_calibrated_scores_equal_those_of_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(2, 12, 16, generator=generator) * 3 - 1.5
+    labels = torch.rand(3, 12, 16, generator=generator) * torch.tensor([1.0, 6.0, 6.0]).view(3, 1, 1)
+    labels = labels.softmax(0)
+    got, separation = calibrate(scores, labels)
+    for k in range(2):
+        objects = [(r, c) for r in range(12) for c in range(16) if labels[k + 1, r, c] > 0.5]
+        on, around = [1.0] * 5, [-1.0] * 5
+        for r in range(12):
+            for c in range(16):
+                score = min(max(float(scores[k, r, c]), -1), 1)
+                if labels[k + 1, r, c] > 0.9:
+                    on.append(score)
+                close = any(max(abs(r - y), abs(c - x)) <= 4 for y, x in objects)
+                if labels[k + 1, r, c] < 0.1 and close:
+                    around.append(score)
+        assert min(len(on), len(around)) > 5
+        middle, half = (np.mean(on) + np.mean(around)) / 2, max(float(np.mean(on) - np.mean(around)) / 2, 0.1)
+        assert float(separation[k]) == pytest.approx(half, rel=1e-4)
+        want = (scores[k] - float(middle)) / half
+        torch.testing.assert_close(got[k], want, rtol=1e-4, atol=1e-5)
+
+
+def test_an_object_that_changed_keeps_the_cells_of_its_border() -> None:
+    """All scores are small and have fallen by 0.4, and the labels miss a column of the object."""
+    truth = torch.zeros(24, 32)
+    truth[4:20, 8:24] = 1
+    scores = (0.6 * (2 * truth - 1) - 0.4)[None]
+    propagated = truth.clone()
+    propagated[4:20, 23] = 0.4
+    labels = torch.stack([1 - propagated, propagated])
+    calibrated, separation = calibrate(scores, labels)
+    assert float(separation) == pytest.approx(0.6, abs=0.05)
+    mask = blend_scores(labels, calibrated, weight=0.3 * separation, certainty=0.0)[1]
+    assert float(mask[4:20, 23].min()) > 0.5
+    assert float(blend_scores(labels, scores, weight=0.3, certainty=0.0)[1, 4:20, 23].max()) < 0.5
+    torch.testing.assert_close((mask > 0.5).float(), truth)
+
+
+def test_the_classifier_has_a_say_in_the_written_mask_that_is_not_fed_back() -> None:
+    model = TargetModel.fit([reference(square())])
+    descriptors = reference(square(), seed=1).descriptors
+    labels = torch.rand(2, 24, 32, generator=torch.Generator().manual_seed(0)).softmax(0)
+    without = correct(model, descriptors, labels, TargetModelConfig(weight=0.5))
+    assert torch.equal(without.mask, without.labels)
+    corrected = correct(model, descriptors, labels, TargetModelConfig(weight=0.5, mask_weight=0.3))
+    assert torch.equal(corrected.labels, without.labels)
+    assert torch.equal(corrected.estimate, without.estimate)
+    torch.testing.assert_close(corrected.mask.sum(0), torch.ones(24, 32))
+    assert not torch.equal(corrected.mask, corrected.labels)
+
+
+def test_a_classifier_that_does_not_separate_its_object_has_little_say() -> None:
+    labels = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(0)).mul(9).softmax(0)
+    scores = torch.stack([labels[1] * 2 - 1, torch.full((24, 32), 0.3)])
+    _, separation = calibrate(scores, labels)
+    assert float(separation[0]) > 0.7
+    assert float(separation[1]) < 0.3
+
+
+def test_objects_that_exceed_one_together_share_a_cell() -> None:
+    labels = torch.tensor([0.1, 0.45, 0.45]).view(3, 1, 1).expand(3, 12, 16)
+    memory = reference(torch.cat([square(), square()[1:]]), given=frozenset({1, 2}))
+    model = TargetModel.fit([memory])
+    mask = correct(model, memory.descriptors, labels, TargetModelConfig(mask_weight=0.9)).mask
+    torch.testing.assert_close(mask.sum(0), torch.ones(12, 16))
+    assert float(mask.min()) >= 0
