@@ -52,7 +52,8 @@ def copy_bandwidth(device: torch.device, megabytes: int, repeats: int) -> Row:
     host.zero_()
     values = torch.zeros(host.shape, dtype=torch.uint8, device=device)
     copies: dict[str, Callable[[], object]] = {
-        "upload": lambda: values.copy_(host, non_blocking=True),
+        # On the CPU an upload is the tensor itself, which would measure nothing.
+        "upload": lambda: streams.upload(host) if streams.is_asynchronous else values.copy_(host),
         "download": lambda: streams.download(values, host),
     }
     return {
