@@ -8,6 +8,8 @@ fake tensors see them; :class:`PlainOperators` turns them into operators.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,8 +30,11 @@ class PlainOperators(TorchFunctionMode):
         if func is Tensor.__getitem__:
             return _get(args[0], args[1])
         if func is Tensor.__setitem__:
-            target, value = _get(args[0], args[1]), args[2]
-            return torch.ops.aten.copy_(target, value) if isinstance(value, Tensor) else target.fill_(value)
+            return _set(args[0], args[1], args[2])
+        if func is Tensor.__invert__:
+            return torch.ops.aten.bitwise_not(args[0])
+        if func is Tensor.nonzero:
+            return torch.ops.aten.nonzero(args[0])
         if func is Tensor.contiguous:
             return torch.ops.aten.clone(args[0], memory_format=torch.contiguous_format)
         if func is Tensor.copy_:
@@ -38,6 +43,23 @@ class PlainOperators(TorchFunctionMode):
 
 
 def _get(tensor: Tensor, key: Any) -> Tensor:
+    view, indices = _view_of(tensor, key)
+    return torch.ops.aten.index.Tensor(view, indices) if indices else view
+
+
+def _set(tensor: Tensor, key: Any, value: Any) -> None:
+    view, indices = _view_of(tensor, key)
+    if indices:
+        values = value if isinstance(value, Tensor) else view.new_full((), value)
+        torch.ops.aten.index_put_(view, indices, values)
+    elif isinstance(value, Tensor):
+        torch.ops.aten.copy_(view, value)
+    else:
+        view.fill_(value)
+
+
+def _view_of(tensor: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """What slices and numbers choose, and the index tensors that choose from that."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if Ellipsis in [item for item in keys if not isinstance(item, Tensor)]:
         place = next(n for n, item in enumerate(keys) if item is Ellipsis)
@@ -55,15 +77,28 @@ def _get(tensor: Tensor, key: Any) -> Tensor:
         else:
             index = item if isinstance(item, Tensor) else torch.tensor(item)
             indices += [None] * (dim - len(indices)) + [index]
+            if index.dtype == torch.bool:
+                dim += index.ndim - 1
         dim += 1
-    return torch.ops.aten.index.Tensor(tensor, indices) if indices else tensor
+    return tensor, indices
 
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Everything made inside is fake; real CPU tensors may be read."""
+    forget_tables()
     with FakeTensorMode(allow_non_fake_inputs=True), PlainOperators(), torch.inference_mode():
         yield
+    forget_tables()
+
+
+def forget_tables() -> None:
+    """Empty the caches of tables on a device, so that what is not on a real card stays in its test."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("stages.", "pipeline.")):
+            for value in list(vars(module).values()):
+                if hasattr(value, "cache_clear") and "device" in inspect.signature(value).parameters:
+                    value.cache_clear()
 
 
 def move(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.device_stream import DeviceStreams, streams_of
@@ -116,35 +117,30 @@ def follow_edges_everywhere(probs: Tensor, lab: Tensor, *, weight: float) -> Ten
     uncertain = own.amax(0) < edges.CERTAIN
     # Objects that are not in the frame take no part.
     seen = (own.amax((1, 2)) > edges.LEAST)[:, None, None]
-    offsets = [
-        (down, right)
-        for down in range(-edges.RADIUS_PX, edges.RADIUS_PX + 1, edges.STEP_PX)
-        for right in range(-edges.RADIUS_PX, edges.RADIUS_PX + 1, edges.STEP_PX)
-        if (down, right) != (0, 0)
-    ]
-    kernels = torch.stack([_kernel(lab, offset) for offset in offsets])
-    kernels = kernels / (kernels.sum(0) + edges.SPREAD)
+    kernels = _kernels(lab)
     unary = own.clamp(min=edges.LEAST).log()
     labels = own
     for _ in range(edges.ITERATIONS):
-        messages = torch.zeros_like(labels)
-        for kernel, offset in zip(kernels, offsets, strict=True):
-            messages = messages + _moved(labels, offset) * kernel
+        around = _around(labels)
+        messages = (around[:, 0] * kernels[0]).sum(1)
+        for row in range(1, len(kernels)):  # a row at a time bounds the memory
+            messages += (around[:, row] * kernels[row]).sum(1)
         scores = (unary + weight * messages).masked_fill(~seen, -torch.inf)
         labels = torch.where(uncertain, torch.softmax(scores, dim=0), labels)
     return torch.where(seen | ~uncertain.any(), labels, 0.0)
 
 
-def _kernel(lab: Tensor, offset: tuple[int, int]) -> Tensor:
-    apart = ((_moved(lab, offset) - lab) ** 2).sum(0)
-    away = (offset[0] ** 2 + offset[1] ** 2) / (2 * edges.SIGMA_PX**2)
-    return torch.exp(-apart / (2 * edges.SIGMA_COLOR**2) - away)
+def _kernels(lab: Tensor) -> Tensor:
+    """Weights of the neighbors by offset down and right ``(n, n, h, w)``; 0 for the pixel itself."""
+    apart = ((_around(lab) - lab[:, None, None]) ** 2).sum(0)
+    steps = torch.arange(-edges.RADIUS_PX, edges.RADIUS_PX + 1, edges.STEP_PX, device=lab.device)
+    away = (steps[:, None] ** 2 + steps**2)[:, :, None, None]
+    kernels = torch.exp(-apart / (2 * edges.SIGMA_COLOR**2) - away / (2 * edges.SIGMA_PX**2)) * (away > 0)
+    return kernels / (kernels.sum((0, 1)) + edges.SPREAD)
 
 
-def _moved(maps: Tensor, offset: tuple[int, int]) -> Tensor:
-    """Maps ``(K, h, w)`` as seen an offset away; beyond the border the nearest pixel stands in."""
-    for dim, step in ((1, offset[0]), (2, offset[1])):
-        length = maps.shape[dim]
-        where = (torch.arange(length, device=maps.device) + step).clamp(0, length - 1)
-        maps = maps.index_select(dim, where)
-    return maps
+def _around(maps: Tensor) -> Tensor:
+    """Maps ``(K, h, w)`` as seen by offset down and right, a view ``(K, n, n, h, w)``; the border is repeated."""
+    reach, height, width = edges.RADIUS_PX, *maps.shape[1:]
+    padded = F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
+    return padded.unfold(1, height, edges.STEP_PX).unfold(2, width, edges.STEP_PX)

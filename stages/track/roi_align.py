@@ -139,7 +139,9 @@ def separable_roi_align(features: Tensor, boxes: Tensor, spec: RoiAlignSpec) -> 
     weights_y = _axis_weights(starts[:, 1], sizes[:, 1], height, down, spec.sampling_ratio)
     weights_x = _axis_weights(starts[:, 0], sizes[:, 0], width, across, spec.sampling_ratio)
     bands, spans = _touched(weights_y), _touched(weights_x.sum(dim=1, keepdim=True))
-    weights_y, weights_x = send_like(weights_y, rows), send_like(weights_x, rows)
+    sent = send_like(torch.cat([weights_y.flatten(1), weights_x.flatten(1)], dim=1), rows)
+    weights_y = sent[:, : down * height].reshape(len(boxes), down, height)
+    weights_x = sent[:, down * height :].reshape(len(boxes), across, width)
     for n, ((left, right),) in enumerate(spans):
         columns = rows.new_empty(down, (right - left) * channels)
         # One row of bins at a time, so that a cell is read only for the one or two bins it belongs to.
