@@ -105,12 +105,14 @@ class Frame:
         index: 0-based position in the input; frames that are skipped or cannot be decoded are counted.
         pts_seconds: Presentation time in seconds, 0 for frame 0.
         duration_seconds: How long the frame is shown, None if the input does not say.
+        on_device: The same image on the card that decoded it, None where the CPU did.
     """
 
     image: npt.NDArray[np.uint8] = field(repr=False)
     index: int
     pts_seconds: float
     duration_seconds: float | None = None
+    on_device: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = self.image.shape

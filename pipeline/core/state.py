@@ -8,6 +8,7 @@ come back bit for bit.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def packet_state(packet: Packet) -> State:
     """A packet as a state, for stages that hold packets back."""
     frame, features, parts, labels = packet.frame, packet.features, packet.parts, packet.labels
     return {
-        "frame": _fields(frame),
+        "frame": _fields(replace(frame, on_device=None)),
         "features": None if features is None else _features_state(features),
         "parts": None if parts is None else _fields(parts),
         "labels": None if labels is None else _fields(labels),

@@ -28,7 +28,8 @@ class LiveConfig(StrictModel):
 class DecodeConfig(StrictModel):
     """Which part of the input is read, and how; ``configs/default.yaml`` explains each field."""
 
-    backend: Literal["pyav", "decord"] = "pyav"
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     stream: int | None = Field(None, ge=0)
     start_seconds: float = Field(0.0, ge=0, le=MAX_SECONDS)
     end_seconds: float | None = Field(None, gt=0)
@@ -41,4 +42,10 @@ class DecodeConfig(StrictModel):
     def _end_after_start(self) -> DecodeConfig:
         if self.end_seconds is not None and self.end_seconds <= self.start_seconds:
             raise ValueError(f"end_seconds {self.end_seconds} must be after start_seconds {self.start_seconds}")
+        return self
+
+    @model_validator(mode="after")
+    def _card_needs_torchcodec(self) -> DecodeConfig:
+        if self.device != "cpu" and self.backend != "torchcodec":
+            raise ValueError(f"device '{self.device}' needs backend torchcodec, not {self.backend}")
         return self

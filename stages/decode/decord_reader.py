@@ -6,14 +6,13 @@ decord converts colors as BT.601 and knows nothing of damage: reading ends at th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.core.errors import MediaError
 from pipeline.core.records import VideoInfo
 from pipeline.formats.video import fit_to_video
+from stages.decode.indexed_frame import IndexedFrame
 
 try:
     import decord
@@ -21,24 +20,9 @@ except ImportError:
     decord = None
 
 
-@dataclass(frozen=True, slots=True)
-class DecordFrame:
-    """A frame with its place, or with no image where decord could not go on.
-
-    Attributes:
-        image: uint8 ``(H, W, 3)``, or None.
-        index: 0-based index in the source.
-        seconds: Presentation time, 0 for frame 0.
-    """
-
-    image: npt.NDArray[np.uint8] | None
-    index: int
-    seconds: float
-
-
 def read_with_decord(
     info: VideoInfo, first_index: int, start_seconds: float, warn: Callable[[str], None]
-) -> Iterator[DecordFrame]:
+) -> Iterator[IndexedFrame]:
     """Frames from ``first_index`` and ``start_seconds`` on, whichever is later.
 
     Raises:
@@ -57,8 +41,8 @@ def read_with_decord(
         try:
             image = reader[index].asnumpy()
         except (decord.DECORDError, RuntimeError):
-            yield DecordFrame(None, index, float(times[index]))
+            yield IndexedFrame(None, index, float(times[index]))
             return
-        yield DecordFrame(fit_to_video(image, info, warn), index, float(times[index]))
+        yield IndexedFrame(fit_to_video(image, info, warn), index, float(times[index]))
     if info.num_frames and len(times) < info.num_frames:
-        yield DecordFrame(None, len(times), len(times) / float(info.frame_rate))
+        yield IndexedFrame(None, len(times), len(times) / float(info.frame_rate))

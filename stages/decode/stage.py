@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pipeline.core.errors import InputError, MediaError
 from pipeline.core.records import Frame, VideoInfo
@@ -22,7 +23,9 @@ from stages.decode.config import DecodeConfig
 from stages.decode.damage import Damage, DamageLog, Gap
 from stages.decode.decord_reader import read_with_decord
 from stages.decode.images import read_images
+from stages.decode.indexed_frame import IndexedFrame
 from stages.decode.probe import probe_video, start_is_damaged
+from stages.decode.torchcodec_reader import read_with_torchcodec, require_torchcodec
 from stages.decode.video import VideoReader
 
 
@@ -36,6 +39,7 @@ class _Place:
     duration_seconds: float | None = None
     raw: Any = None
     image: npt.NDArray[np.uint8] | None = None
+    on_device: Tensor | None = None
 
     @property
     def has_pixels(self) -> bool:
@@ -65,9 +69,14 @@ class Decoder:
     Args:
         config: What to read.
         info: From :func:`probe`.
+
+    Raises:
+        ConfigError: The backend cannot be used here.
     """
 
     def __init__(self, config: DecodeConfig, info: VideoInfo) -> None:
+        if config.backend == "torchcodec":
+            require_torchcodec(config.device)
         self.config = config
         self.info = info
         self._video: VideoReader | None = None
@@ -185,7 +194,7 @@ class Decoder:
         """The frames from the current position on, and what is missing after the last one."""
         if self.info.path.is_dir():
             return self._image_places()
-        return self._decord_places() if self._video is None else self._video_places(self._video)
+        return self._indexed_places() if self._video is None else self._video_places(self._video)
 
     def _video_places(self, video: VideoReader) -> Iterator[_Place]:
         with closing(video):
@@ -216,15 +225,27 @@ class Decoder:
             missing = 0
         yield _Place(following, float(following / rate), missing)
 
-    def _decord_places(self) -> Iterator[_Place]:
+    def _indexed_places(self) -> Iterator[_Place]:
         following = 0 if self.current_index is None else self.current_index + 1
-        for read in read_with_decord(self.info, following, self.config.start_seconds, self._log.warn):
+        for read in self._read_by_index(following):
             if read.image is None:
                 end = max(read.index + 1, self.info.num_frames or 0)
                 self._log.ends_early = f"breaks off after frame {read.index - 1}"
                 yield _Place(end, math.inf, end - read.index)
             else:
-                yield _Place(read.index, read.seconds, image=read.image)
+                yield _Place(
+                    read.index,
+                    read.seconds,
+                    duration_seconds=read.duration_seconds,
+                    image=read.image,
+                    on_device=read.on_device,
+                )
+
+    def _read_by_index(self, first_index: int) -> Iterator[IndexedFrame]:
+        config, start = self.config, self.config.start_seconds
+        if config.backend == "decord":
+            return read_with_decord(self.info, first_index, start, self._log.warn)
+        return read_with_torchcodec(self.info, first_index, start, self._log.warn, config.device)
 
     def _missing_before_end(self, place: _Place) -> int:
         """How many of the frames missing before ``place`` lie before ``end_seconds``."""
@@ -253,7 +274,7 @@ class Decoder:
     def _frame(self, place: _Place) -> Frame:
         image = place.image if place.raw is None else to_rgb(place.raw, self.info, self._log.warn)
         assert image is not None
-        return Frame(image, place.index, place.seconds, place.duration_seconds)
+        return Frame(image, place.index, place.seconds, place.duration_seconds, place.on_device)
 
     def _no_frames(self) -> InputError:
         end = "its end" if self.config.end_seconds is None else f"{self.config.end_seconds} s"

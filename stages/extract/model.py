@@ -117,14 +117,17 @@ class FeatureModel:
         return bound_input_size(wanted, patch, self.backbone.stride_px, self.config.max_cells), wanted
 
     @torch.inference_mode()
-    def launch(self, images: Sequence[Image], input_hw: tuple[int, int]) -> Launched:
+    def launch(
+        self, images: Sequence[Image], input_hw: tuple[int, int], on_device: Sequence[Tensor | None] = ()
+    ) -> Launched:
         """Give the work on a batch to the current stream.
 
         Args:
             images: uint8 RGB ``(H, W, 3)``, all of one size.
             input_hw: Height and width at the model, from :meth:`input_size`.
+            on_device: The images where a card has decoded them, see :attr:`Frame.on_device`.
         """
-        batch = torch.addcmul(self._shift, self._upload(images, input_hw), self._scale)
+        batch = torch.addcmul(self._shift, self._upload(images, input_hw, on_device), self._scale)
         with autocast(self.device, self.precision):
             output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
         maps = {name: output.maps[name].float() for name in self.names}

@@ -245,7 +245,7 @@ class Extractor:
             self._refuse_if_not_finite(batch)
         self._num_frames += len(batch.frames)
         for frame, found in zip(batch.frames, batch.features, strict=True):
-            packet = Packet(frame=frame, features=found)
+            packet = Packet(frame=replace(frame, on_device=None), features=found)  # nobody else reads it there
             for chosen in (packet,) if self._filter is None else self._filter.take(packet):
                 yield packet if self._filter is None else self._finished(chosen)
 
@@ -262,7 +262,8 @@ class Extractor:
                 f"extract: frames of {_size(frames[0].image_hw)} px would be {_size(wanted_hw)} px at the model; "
                 f"scaled down to {_size(input_hw)} px to keep within extract.max_cells = {self.config.max_cells}"
             )
-        launched = self._model.launch([frame.image for frame in frames], input_hw)
+        decoded = [frame.on_device for frame in frames]
+        launched = self._model.launch([frame.image for frame in frames], input_hw, decoded)
         self._input_hw, self._grid_hw = input_hw, launched.features[0].grid.grid_hw
         if self._filter is None:
             launched = replace(launched, features=[self._finish(found) for found in launched.features])

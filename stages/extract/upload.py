@@ -63,8 +63,26 @@ class Uploader:
         self._ring = PinnedRing(streams)
         self._copies = streams.new_stream()
 
-    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], size_hw: tuple[int, int]) -> Tensor:
-        """uint8 RGB images ``(H, W, 3)`` of one size as float32 ``(B, 3, *size_hw)`` in [0, 255] on the device."""
+    def __call__(
+        self,
+        images: Sequence[npt.NDArray[np.uint8]],
+        size_hw: tuple[int, int],
+        on_device: Sequence[Tensor | None] = (),
+    ) -> Tensor:
+        """Images of one size, resized, on the device.
+
+        Args:
+            images: uint8 RGB ``(H, W, 3)``.
+            size_hw: The size to resize to.
+            on_device: The same images where the card has decoded them; used if they are all on this device.
+
+        Returns:
+            float32 ``(B, 3, *size_hw)`` in [0, 255].
+        """
+        there = [image for image in on_device if image is not None and image.device == self._streams.device]
+        if self._streams.is_asynchronous and len(there) == len(images):
+            self._streams.keep(there)
+            return resize_batch(torch.stack(there), size_hw, self._method)
         if self._streams.is_asynchronous:
             return resize_batch(self._upload(images), size_hw, self._method)
         batch = np.empty((len(images), *size_hw, 3), np.uint8)

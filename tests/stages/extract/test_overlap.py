@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipeline.core.config import load_config
-from pipeline.core.host_copy import fetch
+from pipeline.core.device_stream import HostStreams
+from pipeline.core.host_copy import fetch, send
 from pipeline.core.records import Frame, Packet
 from pipeline.core.state import load_state, save_state
 from stages.extract import ExtractConfig, Extractor
@@ -79,6 +80,21 @@ def test_a_pinned_buffer_that_is_reused_too_early_is_found(guarded: bool, monkey
         for frame in frames(3):
             upload([frame.image], (32, 48))
         assert any("the host" in race for race in device.races) is not guarded
+
+
+def test_frames_that_the_card_has_decoded_are_not_uploaded_again() -> None:
+    images = [frame.image for frame in frames(2)]
+    wanted = Uploader(HostStreams(), "area")(images, (32, 48))
+    with SimulatedDevice() as device:
+        decoded = [send(device, image) for image in images]
+        upload = Uploader(device, "area")
+        (found,) = fetch(device, [upload(images, (32, 48), decoded)])
+        assert upload._ring._buffers == [None, None]
+        (mixed,) = fetch(device, [upload(images, (32, 48), [decoded[0], None])])
+        assert upload._ring._buffers != [None, None]
+        assert device.races == []
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1)
+    np.testing.assert_array_equal(mixed, found)
 
 
 def test_the_next_batch_is_in_work_when_a_packet_leaves() -> None:
