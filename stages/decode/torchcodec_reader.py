@@ -91,7 +91,7 @@ def _video_decoder() -> Any:
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             "decode.backend 'torchcodec': the installed release does not load beside torch "
-            f"{torch.__version__} and this machine's FFmpeg; install the one made for this torch (0.12 for torch 2.13 "
+            f"{torch.__version__} and this machine's FFmpeg; install the one for this torch (0.12 for torch 2.13 "
             "on the CPU) and FFmpeg 4 to 8 with shared libraries, or set decode.backend to pyav"
         ) from error
     return VideoDecoder
