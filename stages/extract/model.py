@@ -102,6 +102,8 @@ class FeatureModel:
         self.lift = _load_lift(config, backbone, self.facets[0], self.device, self.precision)
         self.smoother = _attach_smoother(config, backbone, self.device)
         backbone.to(self.device)
+        if self.device.type == "cpu" and self.precision == torch.bfloat16:
+            backbone.pack_for_cpu()
         store_matmul_weights(backbone.vit, self.precision)
         self.streams = streams or streams_of(self.device)
         self._upload = Uploader(self.streams, config.resize)

@@ -24,6 +24,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_of
 from pipeline.core.grid import PatchGrid
 from stages.extract.backbone import blocks
+from stages.extract.backbone.cpu_blocks import CpuBlock, is_served, pack_blocks, run_blocks
 from stages.extract.backbone.facets import FacetSpec
 from stages.extract.backbone.position import resize_position_embedding
 from stages.extract.backbone.registry import BackboneEntry, PositionConvention, find_entry
@@ -96,6 +97,7 @@ class Backbone(nn.Module):
         self.weights_sha256 = ""
         self.token_hook: TokenHook | None = None
         self._positions: dict[tuple[Any, ...], Tensor] = {}
+        self._packed: list[CpuBlock] = []
         self.eval().requires_grad_(False)
 
     def _checked_stride(self, stride_px: int | None) -> int:
@@ -132,7 +134,8 @@ class Backbone(nn.Module):
         """
         wanted = self._plan(facets, saliency=saliency, cls=cls)
         tokens, rope, grid_hw = self.embed(images)
-        for layer in range(wanted.last_layer() + 1):
+        tokens, first = self._run_packed(tokens, wanted)
+        for layer in range(first, wanted.last_layer() + 1):
             step = self._run_block(self.vit.blocks[layer], layer, tokens, rope, wanted)
             if step is None:
                 break
@@ -201,6 +204,22 @@ class Backbone(nn.Module):
                     convention=self.position,
                 )
         return self._positions[key]
+
+    def pack_for_cpu(self) -> None:
+        """Run whole blocks by their bf16 version for CPUs from now on, where there is one for this model.
+
+        To be called before the weights are stored in a lower precision. Changes of the weights after it are not
+        seen.
+        """
+        if not self._packed:
+            self._packed = pack_blocks(list(self.vit.blocks))
+
+    def _run_packed(self, tokens: Tensor, wanted: Request) -> tuple[Tensor, int]:
+        """Run the layers that run whole, where there is a packed version; the tokens after them, their number."""
+        layers = wanted.whole_layers()
+        if not (self._packed and layers and self.token_hook is None and is_served(tokens)):
+            return tokens, 0
+        return run_blocks(self._packed[:layers], tokens, wanted), layers
 
     def _run_block(
         self, block: nn.Module, layer: int, tokens: Tensor, rope: Tensor | None, wanted: Request

@@ -50,6 +50,12 @@ class Request:
             return self.num_layers - 1
         return max(s.layer for s in self.specs.values())
 
+    def whole_layers(self) -> int:
+        """How many layers from the first run to their end, with nothing read from inside their attention."""
+        last = self.last_layer()
+        reads_last = self.tokens(last) and not self.attention and not self.final_cls
+        return last + 1 if reads_last else last
+
 
 def needed_projections(
     attention: Any, normed: Tensor, facets: Sequence[str], *, row: bool, final_cls: bool
