@@ -29,7 +29,7 @@ _ROWS: Final = 2816
 
 def pack_blocks(blocks: Sequence[nn.Module]) -> list[CpuBlock]:
     """Every block of a model; empty where one has parts that :class:`CpuBlock` does not know."""
-    has_layout = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    has_layout = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     if not has_layout or not all(_is_plain(block) for block in blocks):
         return []
     return [CpuBlock(block) for block in blocks]
