@@ -122,9 +122,7 @@ def test_a_range_and_a_position_are_those_of_pyav(decoder_class: Any, tmp_path: 
     assert [frame.index for frame in second()] == list(range(5, 12))
 
 
-def test_reading_ends_at_a_frame_that_cannot_be_decoded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_reading_ends_at_a_frame_that_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torchcodec_reader, "_video_decoder", lambda: StandIn)
     monkeypatch.setattr(StandIn, "broken_from", 5)
     decoder, frames = decode(sources(tmp_path)[0])
