@@ -64,12 +64,19 @@ def leading_eigenvectors(matrices: Tensor, num_vectors: int, num_steps: int) -> 
     for _ in range(num_steps):
         vectors = _orthonormal(scaled @ vectors)
     _, rotation = small_eigh(vectors.transpose(1, 2) @ (scaled @ vectors))
-    return vectors @ rotation.flip(-1)
+    found: Tensor = vectors @ rotation.flip(-1)
+    return found
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _start(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random vectors to start from, the same on every device."""
+    return _made_start(rows, columns, dtype, device)
 
 
 @lru_cache(maxsize=8)
-def _start(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random vectors to start from, the same on every device; made and uploaded once per size."""
+def _made_start(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made and uploaded once per size."""
     with torch.inference_mode(False):
         generator = torch.Generator().manual_seed(_SEED)
         return torch.randn(rows, columns, generator=generator).to(device, dtype)

@@ -38,8 +38,10 @@ def jacobi_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`small_eigh` by Jacobi rotations, on any device."""
     size = matrices.shape[-1]
     vectors = torch.eye(size, dtype=matrices.dtype, device=matrices.device).expand_as(matrices)
+    rounds = _rounds(size, matrices.dtype, matrices.device)
+    turns = [_Round(partner.long(), sign) for partner, sign in rounds.unbind()]
     for _ in range(_SWEEPS):
-        for turn in _rounds(size, matrices.dtype, matrices.device):
+        for turn in turns:
             cosine, sine = _rotations(matrices, turn)
             matrices = _rotated(_rotated(matrices, turn.partner, cosine, sine).mT, turn.partner, cosine, sine).mT
             vectors = _rotated(vectors, turn.partner, cosine, sine)
@@ -67,17 +69,23 @@ def _rotations(matrices: Tensor, turn: _Round) -> tuple[Tensor, Tensor]:
     return cosine, tangent * cosine * turn.sign
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rounds(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Every pair once, in rounds of disjoint pairs, ``(rounds, 2, size)``: see :class:`_Round`."""
+    return _made_rounds(size, dtype, device)
+
+
 @lru_cache(maxsize=16)
-def _rounds(size: int, dtype: torch.dtype, device: torch.device) -> tuple[_Round, ...]:
-    """Every pair once, in rounds of disjoint pairs (a round-robin tournament)."""
+def _made_rounds(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A round-robin tournament; made and uploaded once per size."""
     players = [*range(size), *[-1] * (size % 2)]
     rounds = []
+    for _ in range(max(len(players) - 1, 0)):
+        partner, sign = [float(place) for place in range(size)], [0.0] * size
+        for one, other in zip(players, reversed(players), strict=True):
+            if -1 not in (one, other) and one != other:
+                partner[one], sign[one] = other, -1.0 if one < other else 1.0
+        rounds.append([partner, sign])
+        players.insert(1, players.pop())
     with torch.inference_mode(False):
-        for _ in range(max(len(players) - 1, 0)):
-            partner, sign = list(range(size)), [0.0] * size
-            for one, other in zip(players, reversed(players), strict=True):
-                if -1 not in (one, other) and one != other:
-                    partner[one], sign[one] = other, -1.0 if one < other else 1.0
-            rounds.append(_Round(torch.tensor(partner).to(device), torch.tensor(sign, dtype=dtype).to(device)))
-            players.insert(1, players.pop())
-    return tuple(rounds)
+        return torch.tensor(rounds, dtype=dtype).view(-1, 2, size).to(device)

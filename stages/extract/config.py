@@ -40,6 +40,7 @@ class ExtractConfig(StrictModel):
     drop_high_variance: NonNegativeInt = 0
     high_variance_indices: tuple[NonNegativeInt, ...] | None = None
     batch_size: PositiveInt | Literal["auto"] = "auto"
+    compile: bool = False
     device: str = "auto"
     precision: Precision = "auto"
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pipeline.core.device_stream import DeviceStreams, streams_of
 from pipeline.core.errors import ConfigError
-from pipeline.core.grid import PatchGrid
 from pipeline.core.host_copy import HostCopy, HostFeatures
 from pipeline.core.records import Features
 from pipeline.core.state import State
@@ -26,6 +25,7 @@ from stages.extract.backbone.cpu_precision import faster_precision
 from stages.extract.backbone.device import autocast, pick_device, pick_precision, store_matmul_weights
 from stages.extract.backbone.facets import FacetSpec, parse_facet
 from stages.extract.backbone.request import ClsKind
+from stages.extract.compiled import Computed, compiled
 from stages.extract.config import ExtractConfig
 from stages.extract.finite import facet_sums
 from stages.extract.lift.choice import choose_lift
@@ -101,6 +101,11 @@ class FeatureModel:
             _check_input_size(config.input_hw, backbone, config.max_cells)
         self.lift = _load_lift(config, backbone, self.facets[0], self.device, self.precision)
         self.smoother = _attach_smoother(config, backbone, self.device)
+        if config.compile and self.smoother is not None:
+            raise ConfigError(
+                "extract.compile cannot be used with extract.repair: smooth, which counts as it runs"
+            )
+        self._compiled = compiled(self._compute, self.device) if config.compile else None
         backbone.to(self.device)
         if self.device.type == "cpu" and self.precision == torch.bfloat16:
             backbone.pack_for_cpu()
@@ -120,7 +125,12 @@ class FeatureModel:
 
     @torch.inference_mode()
     def launch(
-        self, images: Sequence[Image], input_hw: tuple[int, int], on_device: Sequence[Tensor | None] = ()
+        self,
+        images: Sequence[Image],
+        input_hw: tuple[int, int],
+        on_device: Sequence[Tensor | None] = (),
+        *,
+        is_full: bool = False,
     ) -> Launched:
         """Give the work on a batch to the current stream.
 
@@ -128,22 +138,21 @@ class FeatureModel:
             images: uint8 RGB ``(H, W, 3)``, all of one size.
             input_hw: Height and width at the model, from :meth:`input_size`.
             on_device: The images where a card has decoded them, see :attr:`Frame.on_device`.
+            is_full: Whether it is a full batch, which is compiled where the config asks for it.
         """
         batch = torch.addcmul(self._shift, self._upload(images, input_hw, on_device), self._scale)
-        with autocast(self.device, self.precision):
-            output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
-        maps = {name: output.maps[name].float() for name in self.names}
-        saliency = self._saliency_of(output, maps[self.names[0]])
+        found = self._forward(batch, is_full=is_full)
+        maps, saliency = found.maps, found.saliency
         grid = self.backbone.grid((images[0].shape[0], images[0].shape[1]), input_hw)
-        if self.lift is not None:
-            maps, saliency, grid = self._lifted(self.lift, batch, maps, saliency, grid)
+        for _ in range(0 if self.lift is None else self.config.lift_iterations):
+            grid = grid.subdivided(2)
         main, *further = self.names
         features = [
             Features(
                 data=maps[main][i],
                 grid=grid,
                 saliency=None if saliency is None else saliency[i],
-                cls=None if output.cls is None else output.cls[i].float(),
+                cls=None if found.cls is None else found.cls[i],
                 extra={name: maps[name][i] for name in further},
             )
             for i in range(len(images))
@@ -171,6 +180,22 @@ class FeatureModel:
             replace(item, host=HostFeatures(copy, row, count)) for row, item in enumerate(launched.features)
         ], copy
 
+    def _forward(self, batch: Tensor, *, is_full: bool) -> Computed:
+        if self._compiled is None or not is_full:
+            return self._compute(batch)
+        self.backbone.prepare((batch.shape[2], batch.shape[3]))
+        return self._compiled(batch)
+
+    def _compute(self, batch: Tensor) -> Computed:
+        """Everything from normalized images ``(B, 3, H, W)`` on; a function of the batch alone but for counts."""
+        with autocast(self.device, self.precision):
+            output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
+        maps = {name: output.maps[name].float() for name in self.names}
+        saliency = self._saliency_of(output, maps[self.names[0]])
+        if self.lift is not None:
+            maps, saliency = self._lifted(self.lift, batch, maps, saliency)
+        return Computed(maps, saliency, None if output.cls is None else output.cls.float())
+
     def _saliency_of(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
         if self.cue != "none" and features.shape[-2:].numel() == 1:
             return torch.zeros_like(features[:, 0])  # a single cell cannot stand out from others
@@ -182,23 +207,21 @@ class FeatureModel:
         images: Tensor,
         maps: dict[str, Tensor],
         saliency: Tensor | None,
-        grid: PatchGrid,
-    ) -> tuple[dict[str, Tensor], Tensor | None, PatchGrid]:
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
         main = self.names[0]
         with autocast(self.device, self.precision):
             lifted = lift.upsample(
                 images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
             ).float()
-        for _ in range(self.config.lift_iterations):
-            grid = grid.subdivided(2)
+        size = (lifted.shape[2], lifted.shape[3])
         maps = {
-            name: lifted if name == main else F.interpolate(values, size=grid.grid_hw, mode="bilinear")
+            name: lifted if name == main else F.interpolate(values, size=size, mode="bilinear")
             for name, values in maps.items()
         }
         if saliency is not None:
-            saliency = F.interpolate(saliency[:, None], size=grid.grid_hw, mode="bilinear")[:, 0]
-        return maps, saliency, grid
+            saliency = F.interpolate(saliency[:, None], size=size, mode="bilinear")[:, 0]
+        return maps, saliency
 
     def reset(self) -> None:
         """Forget the counts of the last video."""

@@ -175,6 +175,7 @@ class Extractor:
             "precision": str(self.precision).removeprefix("torch."),
             "precision_choice": self._model.precision_choice,
             "batch_size": self.batch_size,
+            "compiled": self.config.compile,
             "stride_px": self.backbone.stride_px,
             "position": self.backbone.position,
             "input_hw": self._input_hw,
@@ -263,7 +264,8 @@ class Extractor:
                 f"scaled down to {_size(input_hw)} px to keep within extract.max_cells = {self.config.max_cells}"
             )
         decoded = [frame.on_device for frame in frames]
-        launched = self._model.launch([frame.image for frame in frames], input_hw, decoded)
+        is_full = len(frames) == self.batch_size
+        launched = self._model.launch([frame.image for frame in frames], input_hw, decoded, is_full=is_full)
         self._input_hw, self._grid_hw = input_hw, launched.features[0].grid.grid_hw
         if self._filter is None:
             launched = replace(launched, features=[self._finish(found) for found in launched.features])

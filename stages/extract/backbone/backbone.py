@@ -190,6 +190,8 @@ class Backbone(nn.Module):
         embedding = self.vit.pos_embed
         if embedding is None:
             return None
+        if torch.compiler.is_compiling():
+            return next(iter(self._positions.values()))  # see prepare()
         version = 0 if embedding.is_inference() else embedding._version
         key = (grid_hw, square, embedding.device, embedding.dtype, self.position, version)
         if key not in self._positions or embedding.requires_grad:
@@ -217,9 +219,15 @@ class Backbone(nn.Module):
     def _run_packed(self, tokens: Tensor, wanted: Request) -> tuple[Tensor, int]:
         """Run the layers that run whole, where there is a packed version; the tokens after them, their number."""
         layers = wanted.whole_layers()
-        if not (self._packed and layers and self.token_hook is None and is_served(tokens)):
+        packed = self._packed and not torch.compiler.is_compiling()
+        if not (packed and layers and self.token_hook is None and is_served(tokens)):
             return tokens, 0
         return run_blocks(self._packed[:layers], tokens, wanted), layers
+
+    def prepare(self, input_hw: tuple[int, int]) -> None:
+        """Make what a forward at a size keeps; before a compiled one, which cannot make it."""
+        grid = self.grid(input_hw, input_hw)
+        self._position(grid.grid_hw, input_hw[0] == input_hw[1], self.vit.pos_embed)
 
     def _run_block(
         self, block: nn.Module, layer: int, tokens: Tensor, rope: Tensor | None, wanted: Request
