@@ -211,8 +211,8 @@ class FeatureModel:
         """The main facet through LiFT; everything else bilinearly onto the same, finer grid."""
         main = self.names[0]
         with autocast(self.device, self.precision):
-            lifted = lift.upsample(
-                images, maps[main], self.config.lift_iterations, stride_px=self.backbone.stride_px
+            lifted = lift.module(
+                images, maps[main], stride_px=self.backbone.stride_px, iterations=self.config.lift_iterations
             ).float()
         size = (lifted.shape[2], lifted.shape[3])
         maps = {
