@@ -142,6 +142,7 @@ class Features:
         cls: ``(C,)``, the CLS descriptor.
         extra: Further facets on the same grid by name (for example ``"token@11"``), each ``(C', h, w)``.
         host: The data and the saliency on their way to the host, where extract has sent them there.
+        before_lift: What LiFT was given: the main facet and the saliency on the backbone's grid; None without LiFT.
     """
 
     data: Tensor
@@ -150,6 +151,7 @@ class Features:
     cls: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
     host: HostFeatures | None = field(default=None, repr=False, compare=False)
+    before_lift: Features | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or tuple(self.data.shape[1:]) != self.grid.grid_hw:
@@ -159,6 +161,11 @@ class Features:
         for name, values in (("saliency", self.saliency), *self.extra.items()):
             if values is not None and tuple(values.shape[-2:]) != self.grid.grid_hw:
                 raise ValueError(f"Features {name} must lie on {self.grid.grid_hw}, got {tuple(values.shape)}")
+
+    @property
+    def coarse(self) -> Features:
+        """The features on the backbone's grid: those before LiFT, itself without LiFT."""
+        return self if self.before_lift is None else self.before_lift
 
     def data_on_host(self) -> npt.NDArray[np.float32]:
         """The data as float32 ``(C, h, w)``; waits for the device where it must be copied."""
@@ -172,7 +179,9 @@ class Features:
 
     def tensors(self) -> list[Tensor]:
         """All its tensors."""
-        return [value for value in (self.data, self.saliency, self.cls, *self.extra.values()) if value is not None]
+        before = [] if self.before_lift is None else self.before_lift.tensors()
+        own = (self.data, self.saliency, self.cls, *self.extra.values())
+        return [*before, *(value for value in own if value is not None)]
 
     def __repr__(self) -> str:
         shape = "x".join(str(n) for n in self.data.shape)
@@ -184,7 +193,7 @@ class PartMap:
     """Parts of the foreground of one frame.
 
     Attributes:
-        part_ids: uint8 ``(h, w)`` on the feature grid, 0 is background, parts count from 1; None unless asked for
+        part_ids: uint8 ``(h, w)`` on the backbone's grid, 0 is background, parts count from 1; None unless asked for
             (``cosegment.part_ids``).
         num_parts: Number of parts in the codebook; ids go up to it.
         index_mask: uint8 ``(H, W)`` at the frame's size.

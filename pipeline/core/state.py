@@ -146,13 +146,22 @@ def grid_from_state(state: State) -> PatchGrid:
 def _features_state(features: Features) -> State:
     values = {**_fields(features), "grid": grid_state(features.grid)}
     del values["host"]  # a second copy of the data
+    if features.before_lift is not None:
+        values["before_lift"] = _features_state(features.before_lift)
     return values
 
 
 def _features_from_state(state: State, device: torch.device | str) -> Features:
-    values = {name: _to(value, device) for name, value in state.items() if name not in ("grid", "extra")}
+    nested = ("grid", "extra", "before_lift")
+    values = {name: _to(value, device) for name, value in state.items() if name not in nested}
     extra = {name: value.to(device) for name, value in state["extra"].items()}
-    return Features(**values, grid=grid_from_state(state["grid"]), extra=extra)
+    before = state.get("before_lift")
+    return Features(
+        **values,
+        grid=grid_from_state(state["grid"]),
+        extra=extra,
+        before_lift=None if before is None else _features_from_state(before, device),
+    )
 
 
 def _labels_from_state(state: State, device: torch.device | str) -> LabelMap:

@@ -47,14 +47,14 @@ class Observation:
 
 
 def features_of(packet: Packet) -> Features:
-    """The packet's features.
+    """The packet's features on the backbone's grid, on which evidence is collected with and without LiFT.
 
     Raises:
         ValueError: It has none.
     """
     if packet.features is None:
         raise ValueError(f"frame {packet.index} has no features; cosegment comes after extract")
-    return packet.features
+    return packet.features.coarse
 
 
 def observe(

@@ -28,11 +28,15 @@ class Computed:
         maps: float32 ``(B, C, h, w)`` by facet.
         saliency: float32 ``(B, h, w)``, or None.
         cls: float32 ``(B, C)``, or None.
+        before_lift: The main facet on the backbone's grid, where LiFT made a finer one; else None.
+        saliency_before_lift: The saliency on it.
     """
 
     maps: dict[str, Tensor]
     saliency: Tensor | None
     cls: Tensor | None
+    before_lift: Tensor | None = None
+    saliency_before_lift: Tensor | None = None
 
 
 Forward = Callable[[Tensor], Computed]
@@ -49,7 +53,7 @@ def compiled(forward: Forward, device: torch.device) -> Forward:
         The same function, to rounding; raises :class:`ConfigError` where it cannot be compiled.
     """
     on_card = device.type == "cuda"
-    fast: Callable[[Tensor], tuple[dict[str, Tensor], Tensor | None, Tensor | None]] = torch.compile(
+    fast: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor | None, ...]]] = torch.compile(
         lambda images: _fields(forward(images)), mode="reduce-overhead" if on_card else "default", dynamic=False
     )
 
@@ -57,26 +61,22 @@ def compiled(forward: Forward, device: torch.device) -> Forward:
         if on_card:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            maps, saliency, cls = fast(images)
+            maps, others = fast(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ConfigError(
                 f"extract.compile: the forward cannot be compiled for {device} ({_first_line(error)}); it needs a "
                 "C++ compiler on the CPU and Triton on a card; set extract.compile to false"
             ) from error
-        if not on_card:
-            return Computed(maps, saliency, cls)
-        # A graph's results lie in memory that its next launch overwrites.
-        return Computed({name: values.clone() for name, values in maps.items()}, _copied(saliency), _copied(cls))
+        if on_card:  # A graph's results lie in memory that its next launch overwrites.
+            maps = {name: values.clone() for name, values in maps.items()}
+            others = tuple(None if values is None else values.clone() for values in others)
+        return Computed(maps, *others)
 
     return run
 
 
-def _fields(found: Computed) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-    return found.maps, found.saliency, found.cls
-
-
-def _copied(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.clone()
+def _fields(found: Computed) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+    return found.maps, (found.saliency, found.cls, found.before_lift, found.saliency_before_lift)
 
 
 def _first_line(error: Exception) -> str:

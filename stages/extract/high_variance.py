@@ -244,7 +244,10 @@ class HighVarianceFilter:
         data = packet.features.data
         if self._kept is None or self._kept.device != data.device:
             self._kept = kept_channels(data.shape[0], self.indices).to(data.device)
-        features = dataclasses.replace(packet.features, data=data[self._kept])
+        before = packet.features.before_lift
+        if before is not None:
+            before = dataclasses.replace(before, data=before.data[self._kept])
+        features = dataclasses.replace(packet.features, data=data[self._kept], before_lift=before)
         return dataclasses.replace(packet, features=features)
 
     def report(self) -> dict[str, Any]:

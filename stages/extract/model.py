@@ -144,9 +144,16 @@ class FeatureModel:
         found = self._forward(batch, is_full=is_full)
         maps, saliency = found.maps, found.saliency
         grid = self.backbone.grid((images[0].shape[0], images[0].shape[1]), input_hw)
-        for _ in range(0 if self.lift is None else self.config.lift_iterations):
-            grid = grid.subdivided(2)
         main, *further = self.names
+        before: list[Features | None] = [None] * len(images)
+        if found.before_lift is not None:
+            coarse = found.saliency_before_lift
+            before = [
+                Features(data=data, grid=grid, saliency=None if coarse is None else coarse[i])
+                for i, data in enumerate(found.before_lift)
+            ]
+            for _ in range(self.config.lift_iterations):
+                grid = grid.subdivided(2)
         features = [
             Features(
                 data=maps[main][i],
@@ -154,6 +161,7 @@ class FeatureModel:
                 saliency=None if saliency is None else saliency[i],
                 cls=None if found.cls is None else found.cls[i],
                 extra={name: maps[name][i] for name in further},
+                before_lift=before[i],
             )
             for i in range(len(images))
         ]
@@ -164,20 +172,23 @@ class FeatureModel:
 
         Args:
             launched: The batch.
-            features: Send the data and the saliency too, not the sums alone; only from a card.
+            features: Send the data and the saliency on the backbone's grid too, not the sums alone; only from a card.
 
         Returns:
-            The features, with :attr:`Features.host` where they were sent, and the copy, whose last array is the
+            The features, with :attr:`Features.host` where they were sent (with LiFT, of what it was given), and the copy, whose last array is the
             sums.
         """
         if not (features and self.streams.is_asynchronous):
             return launched.features, HostCopy(self.streams, [launched.sums], by=self._copies)
-        data = [item.data for item in launched.features]
-        saliency = [item.saliency for item in launched.features if item.saliency is not None]
+        coarse = [item.coarse for item in launched.features]
+        data = [item.data for item in coarse]
+        saliency = [item.saliency for item in coarse if item.saliency is not None]
         copy = HostCopy(self.streams, [*data, *saliency, launched.sums], by=self._copies)
-        count = len(data)
+        sent = [replace(item, host=HostFeatures(copy, row, len(data))) for row, item in enumerate(coarse)]
+        if self.lift is None:
+            return sent, copy
         return [
-            replace(item, host=HostFeatures(copy, row, count)) for row, item in enumerate(launched.features)
+            replace(item, before_lift=host) for item, host in zip(launched.features, sent, strict=True)
         ], copy
 
     def _forward(self, batch: Tensor, *, is_full: bool) -> Computed:
@@ -192,9 +203,11 @@ class FeatureModel:
             output = self.backbone(batch, self._asked, saliency=self.cue == "cls_attention", cls=self._cls)
         maps = {name: output.maps[name].float() for name in self.names}
         saliency = self._saliency_of(output, maps[self.names[0]])
-        if self.lift is not None:
-            maps, saliency = self._lifted(self.lift, batch, maps, saliency)
-        return Computed(maps, saliency, None if output.cls is None else output.cls.float())
+        cls = None if output.cls is None else output.cls.float()
+        if self.lift is None:
+            return Computed(maps, saliency, cls)
+        lifted = self._lifted(self.lift, batch, maps, saliency)
+        return Computed(*lifted, cls, maps[self.names[0]], saliency)
 
     def _saliency_of(self, output: BackboneOutput, features: Tensor) -> Tensor | None:
         if self.cue != "none" and features.shape[-2:].numel() == 1:

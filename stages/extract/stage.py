@@ -301,7 +301,8 @@ class Extractor:
         if self.config.normalize:
             data = F.normalize(data, dim=0)
             extra = {name: F.normalize(values, dim=0) for name, values in extra.items()}
-        return replace(features, data=data, extra=extra)
+        before = None if features.before_lift is None else self._finish(features.before_lift)
+        return replace(features, data=data, extra=extra, before_lift=before)
 
 
 def _default_batch(device: torch.device) -> int:

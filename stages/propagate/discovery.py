@@ -253,6 +253,7 @@ class ObjectFinder:
 
 def describe_proposals(parts: PartMap, features: Features) -> list[Proposal]:
     """The proposals of a frame with their pixels and descriptors, the largest first."""
+    features = features.coarse  # the grid of the proposals and the foreground
     values = features.data.detach().to("cpu", torch.float32).numpy()
     regions = parts.proposals
     if regions is None:
