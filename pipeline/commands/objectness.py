@@ -34,7 +34,8 @@ def objectness(
         raise ConfigError(f"--output {output}: must end in .safetensors")
     options = {
         "backbone": backbone, "weights": weights, "facets": tuple(dict.fromkeys((facet, _TOKENS))),
-        "short_side": short_side, "saliency": "none", "cls": "none", "device": device, "batch_size": 1,
+        "short_side": short_side, "lift": "none", "saliency": "none", "cls": "none", "device": device,
+        "batch_size": 1,
     }  # fmt: skip
     files = image_sets.find_images(images)[::every]
     extractor = Extractor(load_config(ExtractConfig, options, origin="objectness"))

@@ -30,7 +30,7 @@ def part_space(
     """Fit directions of the descriptors that agree between mirrored and enlarged views of photographs."""
     options = {
         "backbone": backbone, "weights": weights, "facets": (facet,), "short_side": short_side,
-        "saliency": "none", "cls": "none", "device": device,
+        "lift": "none", "saliency": "none", "cls": "none", "device": device,
     }  # fmt: skip
     files = image_sets.find_images(images)[::every]
     extractor = Extractor(load_config(ExtractConfig, options, origin="part-space"))

@@ -140,7 +140,7 @@ def contact_sheet(pictures: Sequence[Image], *, columns: int = 4, height_px: int
 
 
 def image_extractor(options: Mapping[str, Any], *, origin: str) -> Extractor:
-    """An extractor for single images, in fp32 unless the options say otherwise.
+    """An extractor for single images, in fp32 and without LiFT unless the options say otherwise.
 
     Which of two cells is the nearer one is often decided by a difference that bf16 does not resolve, and for a few
     images speed matters less.
@@ -148,4 +148,4 @@ def image_extractor(options: Mapping[str, Any], *, origin: str) -> Extractor:
     Raises:
         ConfigError: An option that does not exist or a wrong value; ``origin`` is named in the message.
     """
-    return Extractor(load_config(ExtractConfig, {"precision": "fp32", **options}, origin=origin))
+    return Extractor(load_config(ExtractConfig, {"precision": "fp32", "lift": "none", **options}, origin=origin))

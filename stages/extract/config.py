@@ -34,7 +34,7 @@ class ExtractConfig(StrictModel):
     normalize: bool = False
     saliency: SaliencyCue = "auto"
     cls: Literal["facet", "final", "none"] = "none"
-    lift: str = "none"
+    lift: str = "auto"
     lift_iterations: PositiveInt = 1
     repair: Literal["none", "smooth"] = "none"
     drop_high_variance: NonNegativeInt = 0

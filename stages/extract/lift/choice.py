@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, WeightsError
 from stages.extract.backbone.backbone import Backbone
 from stages.extract.backbone.facets import FacetSpec
 from stages.extract.lift.module import LoadedLift, find_bundled, load_lift
@@ -19,22 +19,28 @@ def choose_lift(choice: str, backbone: Backbone, facet: FacetSpec) -> LoadedLift
         facet: The facet.
 
     Returns:
-        The LiFT; None where ``choice`` is ``auto`` and none is bundled for this backbone and facet.
+        The LiFT; None where ``choice`` is ``auto`` and none is bundled for this backbone with these weights and
+        this facet.
 
     Raises:
-        WeightsError: The file is not a LiFT, or was trained for something else; lists every difference.
+        WeightsError: The named file is not a LiFT, or was trained for something else; lists every difference.
     """
     path = find_bundled(backbone.name, facet, backbone.num_layers) if choice == "auto" else Path(choice)
     if path is None:
         return None
     loaded = load_lift(path, patch_px=backbone.patch_px)
-    loaded.require_match(
-        backbone=backbone.name,
-        facet=facet,
-        num_layers=backbone.num_layers,
-        patch_px=backbone.patch_px,
-        weights_sha256=backbone.weights_sha256,
-    )
+    try:
+        loaded.require_match(
+            backbone=backbone.name,
+            facet=facet,
+            num_layers=backbone.num_layers,
+            patch_px=backbone.patch_px,
+            weights_sha256=backbone.weights_sha256,
+        )
+    except WeightsError:
+        if choice != "auto":
+            raise
+        return None
     return loaded
 
 

@@ -63,9 +63,11 @@ def test_a_damaged_state_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_a_packet_comes_back_whole(tmp_path: Path) -> None:
     grid = PatchGrid((6, 8), (3, 4), (2.0, 2.0), (1.0, 1.0))
+    fine = PatchGrid((6, 8), (6, 8), (1.0, 1.0), (0.5, 0.5))
+    coarse = Features(torch.randn(7, 3, 4), grid, torch.rand(3, 4), extra={"token@3": torch.randn(2, 3, 4)})
     packet = Packet(
         frame=Frame(np.arange(144, dtype=np.uint8).reshape(6, 8, 3), 5, 0.2),
-        features=Features(torch.randn(7, 3, 4), grid, torch.rand(3, 4), extra={"token@3": torch.randn(2, 3, 4)}),
+        features=Features(torch.randn(7, 6, 8), fine, before_lift=coarse),
         parts=PartMap(np.ones((3, 4), np.uint8), 2, np.ones((6, 8), np.uint8), np.ones((3, 4), np.float32)),
         labels=LabelMap(torch.rand(2, 3, 4), (9,), np.zeros((6, 8), np.uint8), (0.5,)),
         tracks=(Track(3, (0.0, 1.0, 2.0, 3.0), 0.9, embedding=np.ones(2, np.float32)),),
@@ -76,8 +78,10 @@ def test_a_packet_comes_back_whole(tmp_path: Path) -> None:
     assert packet.features is not None
     assert back.features is not None
     assert torch.equal(back.features.data, packet.features.data)
-    assert torch.equal(back.features.extra["token@3"], packet.features.extra["token@3"])
-    assert back.features.grid == grid
+    assert back.features.grid == fine
+    assert back.features.coarse.grid == grid
+    assert torch.equal(back.features.coarse.data, coarse.data)
+    assert torch.equal(back.features.coarse.extra["token@3"], coarse.extra["token@3"])
     np.testing.assert_array_equal(back.frame.image, packet.frame.image)
     assert back.labels is not None
     assert back.labels.object_ids == (9,)

@@ -29,6 +29,17 @@ def test_auto_is_nothing_where_none_is_bundled_and_an_error_where_one_is_needed(
         require_lift("auto", backbone, spec)
 
 
+def test_auto_is_nothing_for_other_weights_of_the_backbone(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiFT is on by default, and weights of one's own must run all the same."""
+    bundled = require_lift("auto", backbone, parse_facet("key@11"))
+    monkeypatch.setattr(backbone, "weights_sha256", "0" * 64)
+    assert choose_lift("auto", backbone, parse_facet("key@11")) is None
+    with pytest.raises(WeightsError, match="backbone weights 0000"):
+        choose_lift(str(bundled.path), backbone, parse_facet("key@11"))
+
+
 def test_a_file_for_another_facet_is_refused(backbone: Backbone) -> None:
     bundled = require_lift("auto", backbone, parse_facet("key@11"))
     assert require_lift(str(bundled.path), backbone, parse_facet("key@11")).path == bundled.path
