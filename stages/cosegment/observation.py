@@ -75,11 +75,7 @@ def observe(
         ValueError: The packet has no features, or they hold NaN or infinite values.
     """
     features = features_of(packet)
-    data = features.data_on_host()
-    try:
-        rows = normalize_rows(data.reshape(data.shape[0], -1).T)
-    except ValueError as error:
-        raise ValueError(f"frame {packet.index}: the main facet (extract.facets[0]): {error}") from error
+    rows = _unit_rows(packet, features)
     saliency = np.zeros(len(rows), np.float32)
     on_host = features.saliency_on_host()
     if on_host is not None:
@@ -89,6 +85,50 @@ def observe(
         flow = dense_flow(gray, previous_gray)
         motion = object_motion(flow, features.grid).ravel()
     return Observation(rows, saliency, motion, gray, flow, None if space is None else space(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCells:
+    """The cells whose labels become those of pixels: LiFT's where there is one, else the backbone's.
+
+    Attributes:
+        grid: Where they lie; each of the backbone's cells is ``factor`` by ``factor`` of them.
+        rows: float32 ``(N, C)``, L2-normalized descriptors.
+        part_rows: float32 ``(N, d)``, what parts are clustered on.
+        factor: Cells along each side of one of the backbone's.
+    """
+
+    grid: PatchGrid
+    rows: FloatArray
+    part_rows: FloatArray
+    factor: int = 1
+
+
+def label_cells(packet: Packet, seen: Observation, space: PartSpace | None = None) -> LabelCells:
+    """The cells of a packet's frame that are labeled.
+
+    Args:
+        packet: With features.
+        seen: What :func:`observe` found in it.
+        space: As for :func:`observe`.
+
+    Raises:
+        ValueError: The lifted features hold NaN or infinite values.
+    """
+    coarse, lifted = features_of(packet), packet.features
+    if lifted is None or lifted is coarse:
+        return LabelCells(coarse.grid, seen.rows, seen.for_parts)
+    rows = _unit_rows(packet, lifted)
+    factor = lifted.grid.grid_hw[0] // coarse.grid.grid_hw[0]
+    return LabelCells(lifted.grid, rows, rows if space is None else space(rows), factor)
+
+
+def _unit_rows(packet: Packet, features: Features) -> FloatArray:
+    data = features.data_on_host()
+    try:
+        return normalize_rows(data.reshape(data.shape[0], -1).T)
+    except ValueError as error:
+        raise ValueError(f"frame {packet.index}: the main facet (extract.facets[0]): {error}") from error
 
 
 def motion_of(window: Sequence[Observation]) -> list[FloatArray]:

@@ -17,7 +17,7 @@ from pipeline.core.kmeans import squared_distances
 from pipeline.core.records import PartMap
 from stages.cosegment.codebook import Codebook
 from stages.cosegment.crf import dense_crf
-from stages.cosegment.observation import Observation
+from stages.cosegment.observation import LabelCells, Observation
 from stages.cosegment.temporal_maps import TemporalMaps
 
 Refinement = Literal["guided", "crf", "none"]
@@ -27,21 +27,24 @@ _ODDS_PER_DISTANCE = 20.0
 _PART_ODDS = 5.0
 # The log odds of a cell are clipped to this, so that its label can change within a few frames.
 _MAX_LOGIT = 4.0
-_PART_BLUR_CELLS = 2.0
+_PART_BLUR_PATCHES = 2.0
+# How far an outline may be from the true edge, in distances of the backbone's cells.
+_EDGE_REACH_PATCHES = 1.0
 _EIGHT = np.ones((3, 3), bool)
 
 
-def _settled(distances: FloatArray, foreground: FloatArray) -> FloatArray:
+def _settled(distances: FloatArray, foreground: FloatArray, blur_cells: float) -> FloatArray:
     """Distances ``(P, h, w)`` averaged over the neighboring foreground, so that single cells do not stand out."""
     weight = np.asarray(foreground + 1e-3, np.float32)
-    total = cv2.GaussianBlur(weight, (0, 0), _PART_BLUR_CELLS)
-    return np.stack([cv2.GaussianBlur(d * weight, (0, 0), _PART_BLUR_CELLS) / total for d in distances])
+    total = cv2.GaussianBlur(weight, (0, 0), blur_cells)
+    return np.stack([cv2.GaussianBlur(d * weight, (0, 0), blur_cells) / total for d in distances])
 
 
 def make_part_map(
     image: npt.NDArray[np.uint8],
     grid: PatchGrid,
     seen: Observation,
+    cells: LabelCells,
     codebook: Codebook,
     numbers: IntArray,
     memory: TemporalMaps,
@@ -56,8 +59,9 @@ def make_part_map(
 
     Args:
         image: uint8 ``(H, W, 3)``.
-        grid: Where the cells lie.
-        seen: The frame's descriptors, its gray copy and flow.
+        grid: The backbone's, on which the evidence lies.
+        seen: The frame's descriptors on it, its gray copy and flow.
+        cells: The cells that are labeled, finer with LiFT.
         codebook: Of the frame's shot.
         numbers: int64 ``(P,)``, the number of each of the codebook's parts.
         memory: Of the previous frames.
@@ -72,13 +76,14 @@ def make_part_map(
         nothing = np.zeros(grid.grid_hw, np.uint8)
         empty = np.zeros(image.shape[:2], np.uint8)
         return PartMap(nothing if part_ids else None, num_parts, empty, nothing.astype(np.float32))
-    logits = np.clip(codebook.logits(seen.rows), -_MAX_LOGIT, _MAX_LOGIT).reshape(grid.grid_hw)
+    logits = np.clip(codebook.logits(cells.rows), -_MAX_LOGIT, _MAX_LOGIT).reshape(cells.grid.grid_hw)
     if background is not None:
-        logits = np.where(background, -_MAX_LOGIT, logits)
+        logits = np.where(np.kron(background, np.ones((cells.factor,) * 2, bool)), -_MAX_LOGIT, logits)
     logits = np.where(_speckles(logits > 0, min_component_share), -_MAX_LOGIT, logits)
-    distances = squared_distances(seen.for_parts, codebook.parts).T.reshape(-1, *grid.grid_hw)
+    distances = squared_distances(cells.part_rows, codebook.parts).T.reshape(-1, *cells.grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
-    soft = grid.upsample(torch.from_numpy(_soft_parts(logits, distances)), small_hw).numpy()
+    soft = torch.from_numpy(_soft_parts(logits, distances, _PART_BLUR_PATCHES * cells.factor))
+    soft = cells.grid.upsample(soft, small_hw).numpy()
     soft = memory.blend(soft, numbers, seen, grid)
     foreground = grid.cell_means(1.0 - soft[:1])[0]
     if refine == "crf":
@@ -97,10 +102,10 @@ def _cell_parts(
     return np.where(foreground >= 0.5, numbers[likeliest], 0).astype(np.uint8)
 
 
-def _soft_parts(logits: FloatArray, distances: FloatArray) -> FloatArray:
+def _soft_parts(logits: FloatArray, distances: FloatArray, blur_cells: float) -> FloatArray:
     """Probabilities ``(P + 1, h, w)`` of background and each part; they sum to 1."""
     foreground = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
-    distances = _settled(distances, foreground)
+    distances = _settled(distances, foreground, blur_cells)
     nearness = np.exp(-_PART_ODDS * (distances - distances.min(axis=0)))
     parts = foreground * nearness / nearness.sum(axis=0)
     return np.concatenate([1.0 - foreground[None], parts]).astype(np.float32)
@@ -125,7 +130,7 @@ def _soft_labels(
     size = image.shape[1::-1]
     foreground = np.asarray(1.0 - soft[0], np.float32)
     if guided:
-        radius = max(1, round(max(grid.stride_px) / 2))
+        radius = max(1, round(_EDGE_REACH_PATCHES * max(grid.stride_px)))
         foreground = fast_guided_filter(image, foreground[None], radius_px=radius)[0]
     inside = cv2.compare(cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR), 0.5, cv2.CMP_GE)
     best = np.asarray(numbers[soft[1:].argmax(axis=0)], np.uint8)

@@ -31,7 +31,7 @@ from stages.cosegment.codebook import (
     without_background,
 )
 from stages.cosegment.config import CosegmentConfig
-from stages.cosegment.observation import Observation, features_of
+from stages.cosegment.observation import Observation, features_of, label_cells
 from stages.cosegment.part_maps import make_part_map
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.part_space import find_part_space
@@ -326,6 +326,7 @@ class Cosegmenter:
             packet.frame.image,
             grid,
             window[place],
+            label_cells(packet, window[place], self._space),
             self._codebook,
             self._numbers.current,
             self._memory,
