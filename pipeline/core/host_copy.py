@@ -56,7 +56,7 @@ class HostFeatures:
 
     Attributes:
         copy: Of the data of every frame ``(C, h, w)``, then, where there is one, of every saliency ``(h, w)``.
-        row: The frame's place in the batch.
+        row: Where the frame's data is in the copy; ``frames`` further is its saliency.
         frames: Frames in the batch.
     """
 

@@ -1,7 +1,6 @@
-"""The records that flow between the stages.
+"""The records that flow between the stages: frozen, checked when made, with a ``repr`` that shows shapes only.
 
-Frozen dataclasses with slots, checked when they are made, whose ``repr`` shows shapes and never pixels. A
-stage never changes a record: it makes a new one with :func:`dataclasses.replace`.
+A stage never changes a record: it makes a new one with :func:`dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ class Features:
         cls: ``(C,)``, the CLS descriptor.
         extra: Further facets on the same grid by name (for example ``"token@11"``), each ``(C', h, w)``.
         host: The data and the saliency on their way to the host, where extract has sent them there.
-        before_lift: What LiFT was given: the main facet and the saliency on the backbone's grid; None without LiFT.
+        before_lift: The main facet and the saliency on the backbone's grid, given to LiFT; None without it.
     """
 
     data: Tensor
@@ -179,9 +178,8 @@ class Features:
 
     def tensors(self) -> list[Tensor]:
         """All its tensors."""
-        before = [] if self.before_lift is None else self.before_lift.tensors()
-        own = (self.data, self.saliency, self.cls, *self.extra.values())
-        return [*before, *(value for value in own if value is not None)]
+        own = [value for value in (self.data, self.saliency, self.cls, *self.extra.values()) if value is not None]
+        return own if self.before_lift is None else own + self.before_lift.tensors()
 
     def __repr__(self) -> str:
         shape = "x".join(str(n) for n in self.data.shape)
@@ -193,8 +191,7 @@ class PartMap:
     """Parts of the foreground of one frame.
 
     Attributes:
-        part_ids: uint8 ``(h, w)`` on the backbone's grid, 0 is background, parts count from 1; None unless asked for
-            (``cosegment.part_ids``).
+        part_ids: uint8 ``(h, w)`` on the backbone's grid, 0 is background; None unless ``cosegment.part_ids``.
         num_parts: Number of parts in the codebook; ids go up to it.
         index_mask: uint8 ``(H, W)`` at the frame's size.
         foreground: float32 ``(h, w)`` in [0, 1], how sure the cell is foreground.

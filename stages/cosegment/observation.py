@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import FloatArray, normalize_rows
+from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Packet
 from pipeline.core.state import State
 from stages.cosegment.cosegmentation import relative_saliency

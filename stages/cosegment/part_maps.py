@@ -82,8 +82,8 @@ def make_part_map(
     logits = np.where(_speckles(logits > 0, min_component_share), -_MAX_LOGIT, logits)
     distances = squared_distances(cells.part_rows, codebook.parts).T.reshape(-1, *cells.grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
-    soft = torch.from_numpy(_soft_parts(logits, distances, _PART_BLUR_PATCHES * cells.factor))
-    soft = cells.grid.upsample(soft, small_hw).numpy()
+    on_cells = torch.from_numpy(_soft_parts(logits, distances, _PART_BLUR_PATCHES * cells.factor))
+    soft: FloatArray = cells.grid.upsample(on_cells, small_hw).numpy()
     soft = memory.blend(soft, numbers, seen, grid)
     foreground = grid.cell_means(1.0 - soft[:1])[0]
     if refine == "crf":

@@ -66,7 +66,9 @@ def test_a_lift_for_another_facet_is_refused_with_the_reason(lift_file: Path) ->
 
 
 @pytest.mark.parametrize("settings", [{"normalize": True}, {"high_variance_indices": (0, 5)}])
-def test_what_changes_the_channels_changes_those_before_lift_too(lift_file: Path, settings: dict[str, Any]) -> None:
+def test_what_changes_the_channels_changes_those_before_lift_too(
+    lift_file: Path, settings: dict[str, Any]
+) -> None:
     common: dict[str, Any] = {"facets": ("key@1",), "short_side": 56, "device": "cpu", **settings}
     plain = _run(ExtractConfig(**common, lift="none"), _backbone()).features
     lifted = _run(ExtractConfig(**common, lift=str(lift_file)), _backbone()).features
