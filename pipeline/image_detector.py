@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -107,6 +108,35 @@ class ImageDetector:
         return DetectorError(f"detector {self.name}: frame {frame.index}: {problem}")
 
 
+@dataclass(frozen=True, slots=True)
+class NamedDetector:
+    """What ``--detector`` names, before any model is loaded.
+
+    Attributes:
+        text: The name as given.
+        found: The function or class in its module.
+        argument: What it is called with; empty for nothing.
+        origin: Files and values that tell it from other detectors.
+    """
+
+    text: str
+    found: Any
+    argument: str
+    origin: dict[str, Path | str]
+
+    def load(self) -> ImageDetector:
+        """Make the detector; where it has an argument, or needs none, this loads its model.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        return ImageDetector(_made(self.found, self.argument, self.text), self.text, origin=self.origin)
+
+    def identity(self) -> dict[str, Path | str]:
+        """As :meth:`ImageDetector.identity` of the loaded one."""
+        return {"detector": self.text, **self.origin}
+
+
 def load_image_detector(text: str) -> ImageDetector:
     """The detector that ``--detector`` names.
 
@@ -120,6 +150,15 @@ def load_image_detector(text: str) -> ImageDetector:
 
     Raises:
         ConfigError: There is no such detector, or it cannot be made.
+    """
+    return find_image_detector(text).load()
+
+
+def find_image_detector(text: str) -> NamedDetector:
+    """Import the module that ``--detector`` names and find the function; see :func:`load_image_detector`.
+
+    Raises:
+        ConfigError: There is no such module or function.
     """
     name, _, argument = text.partition(":")
     entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -137,8 +176,9 @@ def load_image_detector(text: str) -> ImageDetector:
         if not hasattr(found, part):
             raise ConfigError(f"--detector {text}: module {module_name} has no '{attribute}'")
         found = getattr(found, part)
-    function = _made(found, argument, text)
-    return ImageDetector(function, text, origin=_origin(module, argument))
+    if not callable(found):
+        raise ConfigError(f"--detector {text}: it is {_article(found)}, which cannot be called")
+    return NamedDetector(text, found, argument, _origin(module, argument))
 
 
 def _imported(name: str, text: str) -> ModuleType:
@@ -157,10 +197,8 @@ def _imported(name: str, text: str) -> ModuleType:
         ) from error
 
 
-def _made(found: Any, argument: str, text: str) -> Callable[[Any], Any]:
+def _made(found: Callable[..., Any], argument: str, text: str) -> Callable[[Any], Any]:
     """The detector itself, from what was found in the module."""
-    if not callable(found):
-        raise ConfigError(f"--detector {text}: it is {_article(found)}, which cannot be called")
     function: Callable[[Any], Any] = found
     if not argument and not _makes_detector(found):
         return function

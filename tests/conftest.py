@@ -112,3 +112,12 @@ def planted() -> PlantedDefects:
         layers.mlp.fc1.bias[0] = -8.0
         layers.mlp.fc2.weight[:, 0] = 30 * direction
     return PlantedDefects(backbone, images, cells, direction)
+
+
+@pytest.fixture(scope="module")
+def coarse_prompts() -> Iterator[None]:
+    """Clicks are answered from 112 px instead of 476 and 392: for tests of what is around the answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.prompts.features.SHORT_SIDE_PX", 112)
+        patch.setattr("pipeline.prompts.features.WINDOW_SIDE_PX", 112)
+        yield

@@ -19,7 +19,7 @@ from pipeline.batch.local_engine import LocalEngine, gpus_here, plan_workers
 from pipeline.batch.records import BATCH_FOLDER, PutAside, own_file
 from pipeline.batch.report import BatchReport, Display
 from pipeline.batch.storage import Place
-from pipeline.batch.worker import outcome_of_finished
+from pipeline.batch.worker import identify_detector, outcome_of_finished
 from pipeline.core.errors import ConfigError
 from pipeline.core.threads import usable_cores
 
@@ -45,6 +45,7 @@ class BatchOptions:
         overwrite: Redo what was made with another config.
         shard: ``I/N``, for the names of this batch's own files.
         work: Folder on each worker's machine for results on their way to a URL.
+        detector: What ``--detector`` names; finds boxes in videos that have none of their own.
     """
 
     output: str
@@ -59,6 +60,7 @@ class BatchOptions:
     overwrite: bool = False
     shard: str | None = None
     work: str | None = None
+    detector: str | None = None
 
 
 def make_engine(options: BatchOptions) -> Engine:
@@ -73,6 +75,7 @@ def make_engine(options: BatchOptions) -> Engine:
         overwrite=options.overwrite,
         work=options.work,
         threads=options.cpus_per_worker,
+        detector=options.detector,
     )
     share = options.gpus_per_worker
     if share is not None and share > 1 and share != int(share):
@@ -119,11 +122,11 @@ def look_up(
 
 def known_outcome(options: BatchOptions) -> Callable[[VideoJob], Outcome | None]:
     """A function that says what OUT knows of a video: finished, put aside, or (None) to be done."""
-    place = Place(options.output)
-    put_aside = PutAside(place, options.config)
+    place, detector = Place(options.output), identify_detector(options.detector)
+    put_aside = PutAside(place, options.config, detector)
 
     def look(job: VideoJob) -> Outcome | None:
-        found = outcome_of_finished(place, job, options.config, overwrite=options.overwrite)
+        found = outcome_of_finished(place, job, options.config, overwrite=options.overwrite, detector=detector)
         if found is None and not options.retry_failed:
             found = put_aside.find(job)
         return found
@@ -149,7 +152,7 @@ def run_batch(
         WorkersError: No worker can be started.
     """
     place, report = Place(options.output), BatchReport(len(jobs))
-    put_aside = PutAside(place, options.config)
+    put_aside = PutAside(place, options.config, identify_detector(options.detector))
     engine = engine or make_engine(options)
     place.write(b"liftstream batch\n", BATCH_FOLDER, "README")
     with Display(len(jobs)) as display:

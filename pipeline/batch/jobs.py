@@ -72,6 +72,7 @@ class WorkerSettings:
         overwrite: Redo what was made with another config.
         threads: Threads of each library in the worker; None leaves them as they are.
         work: Folder for what is on its way to a remote OUT; None for one in the system's temporary folder.
+        detector: What ``--detector`` names, for videos without boxes of their own; None for none.
     """
 
     output: str
@@ -79,6 +80,7 @@ class WorkerSettings:
     overwrite: bool = False
     threads: int | None = None
     work: str | None = None
+    detector: str | None = None
 
 
 def to_dict(item: VideoJob | Outcome | WorkerSettings) -> dict[str, Any]:

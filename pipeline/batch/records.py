@@ -60,11 +60,20 @@ class Finished:
     differences: list[str]
 
 
-def finished_run(place: Place, job: VideoJob, config: FlowConfig) -> Finished | None:
+def finished_run(
+    place: Place, job: VideoJob, config: FlowConfig, detector: Mapping[str, Any] | None = None
+) -> Finished | None:
     """What a finished run of this name is, compared with what is asked for now; None where there is none.
 
-    Compared are the config, the input, the labels, and weights that are given as a file. Not compared are the
-    device and the versions of packages: a video that is finished stays finished on another machine.
+    Compared are the config, the input, the labels, the detector, and weights that are given as a file. Not
+    compared are the device and the versions of packages: a video that is finished stays finished on another
+    machine.
+
+    Args:
+        place: OUT.
+        job: The video.
+        config: The batch's config.
+        detector: The identity of the batch's detector, for a job without detections of its own.
     """
     content = place.read(job.name, RECORD)
     try:
@@ -84,9 +93,13 @@ def finished_run(place: Place, job: VideoJob, config: FlowConfig) -> Finished | 
     if _is_other(job.source, identity.get("input"), written_ns):
         differences.append("the input's content")
     labels = identity.get("labels", {})
-    for name, text in (("masks", job.masks), ("detections", job.detections)):
-        if _is_other(text, labels.get(name), written_ns):
-            differences.append(f"the {name}")
+    if _is_other(job.masks, labels.get("masks"), written_ns):
+        differences.append("the masks")
+    if detector is not None and job.detections is None:
+        if labels.get("detections") != detector:
+            differences.append("the detector")
+    elif _is_other(job.detections, labels.get("detections"), written_ns):
+        differences.append("the detections")
     weights = weights_given(config)
     if weights is not None and identity.get("weights", {}).get("backbone") != weights:
         differences.append("the weights")
@@ -154,11 +167,13 @@ class PutAside:
     Args:
         place: OUT.
         config: The batch's config.
+        detector: The identity of its detector, if it has one.
     """
 
-    def __init__(self, place: Place, config: FlowConfig) -> None:
+    def __init__(self, place: Place, config: FlowConfig, detector: Mapping[str, Any] | None = None) -> None:
         self._place = place
-        self._config = hashlib.sha256(json.dumps(config_identity(config), sort_keys=True).encode()).hexdigest()
+        values = config_identity(config) if detector is None else [config_identity(config), dict(detector)]
+        self._config = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def find(self, job: VideoJob) -> Outcome | None:
         """The outcome on record, if the video was given up as it is now."""

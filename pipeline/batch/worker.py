@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.assembly import FlowConfig
 from pipeline.batch.inputs import job_config
@@ -32,7 +33,8 @@ from pipeline.core.files import path_inside
 from pipeline.core.records import Packet
 from pipeline.core.threads import default_pools, set_thread_pools
 from pipeline.flow import run
-from pipeline.run_record import RunResult
+from pipeline.image_detector import ImageDetector, find_image_detector
+from pipeline.run_record import RunResult, label_identity
 from pipeline.session import config_identity
 from stages.extract import Extractor
 from stages.write.folder import is_finished
@@ -42,10 +44,13 @@ Progress = Callable[[int], object]
 
 
 class Worker:
-    """Does videos one after the other; the backbone stays loaded between them.
+    """Does videos one after the other; the backbone and the detector stay loaded between them.
 
     Args:
         settings: The same for every video.
+
+    Raises:
+        ConfigError: The detector cannot be loaded.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -53,11 +58,13 @@ class Worker:
         self.config = FlowConfig.model_validate(settings.config)
         self.place = Place(settings.output)
         self.name = worker_name()
-        self.put_aside = PutAside(self.place, self.config)
+        self.detector_identity = identify_detector(settings.detector)
+        self.put_aside = PutAside(self.place, self.config, self.detector_identity)
         self._extractor: Extractor | None = None
         self._fetched: dict[str, str] = {}
         if settings.threads is not None:
             set_thread_pools(default_pools(settings.threads))
+        self._detector = self._load_detector()
 
     def do(self, job: VideoJob, on_frames: Progress = lambda frames: None) -> Outcome:
         """Do one video.
@@ -84,18 +91,28 @@ class Worker:
         except InputError as error:
             return Outcome(job.name, "put_aside", one_line(error))
         except LiftstreamError as error:
-            self._extractor = None
+            self._forget_models()
             return Outcome(job.name, "failed", one_line(error))
         except KeyboardInterrupt as error:
             return Outcome(job.name, "interrupted", one_line(error))
         except Exception as error:  # noqa: BLE001  one video must not end the worker, whatever it does
-            self._extractor = None
+            self._forget_models()
             return Outcome(job.name, "failed", one_line(error))
+
+    def _forget_models(self) -> None:
+        """Load them again for the next video: an error may have left them in any state."""
+        self._extractor = self._detector = None
+
+    def _load_detector(self) -> ImageDetector | None:
+        name = self.settings.detector
+        return None if name is None else find_image_detector(name).load()
 
     def _locked(self, job: VideoJob, on_frames: Progress) -> Outcome:
         warnings: list[str] = []
         with video_lock(self.place, job.name, warnings):
-            skipped = outcome_of_finished(self.place, job, self.config, overwrite=self.settings.overwrite)
+            skipped = outcome_of_finished(
+                self.place, job, self.config, overwrite=self.settings.overwrite, detector=self.detector_identity
+            )
             if skipped is not None:
                 return skipped
             with tempfile.TemporaryDirectory(prefix="liftstream-input-") as folder:
@@ -155,9 +172,10 @@ class Worker:
             )
         if self._extractor is None and config.extract.enabled:
             self._extractor = Extractor(config.extract)
+        self._detector = self._detector or self._load_detector()
         once = partial(
-            run, source, folder, config, masks=masks, detections=detections, extractor=self._extractor,
-            on_packet=on_packet,
+            run, source, folder, config, masks=masks, detections=detections or self._detector,
+            extractor=self._extractor, on_packet=on_packet,
         )  # fmt: skip
         if keys or (self.settings.overwrite and is_finished(folder)):
             return once(overwrite=True)
@@ -176,9 +194,27 @@ class Worker:
         return path_inside(Path(self.settings.work) if self.settings.work else default, job.name)
 
 
-def outcome_of_finished(place: Place, job: VideoJob, config: FlowConfig, *, overwrite: bool) -> Outcome | None:
-    """The outcome of a video that OUT holds already; None where it is to be run."""
-    found = finished_run(place, job, config)
+def identify_detector(name: str | None) -> dict[str, Any] | None:
+    """The identity of a detector as a run records it, found without loading its model; None without one.
+
+    Raises:
+        ConfigError: There is no such detector.
+    """
+    if name is None:
+        return None
+    return {key: label_identity(value) for key, value in find_image_detector(name).identity().items()}
+
+
+def outcome_of_finished(
+    place: Place,
+    job: VideoJob,
+    config: FlowConfig,
+    *,
+    overwrite: bool,
+    detector: Mapping[str, Any] | None = None,
+) -> Outcome | None:
+    """The outcome of a video that OUT holds already; None where it is to be run. See :func:`finished_run`."""
+    found = finished_run(place, job, config, detector)
     if found is None or (found.differences and overwrite):
         return None
     if found.differences:

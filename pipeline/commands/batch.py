@@ -13,7 +13,7 @@ from pipeline.batch.inputs import collect_jobs, take_shard
 from pipeline.batch.jobs import VideoJob
 from pipeline.batch.report import problem_lines, summary, worker_table
 from pipeline.batch.storage import Place
-from pipeline.commands.run import sigterm_as_interrupt, write_overview
+from pipeline.commands.run import check_detector, sigterm_as_interrupt, write_overview
 from pipeline.flow import load_flow_config
 
 _MAX_OVERVIEW = 5_000
@@ -31,6 +31,13 @@ def batch(
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A config value, e.g. extract.short_side=476."),
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION[:ARGUMENT]",
+            help="Boxes to track from a detector, in videos without detections of their own.",
+        ),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help="Processes on this machine, or actors on Ray.")] = "local",
     address: Annotated[
@@ -59,10 +66,12 @@ def batch(
 ) -> None:
     """Take many videos through the flow, each exactly once; run it again to go on where it was stopped."""
     flow_config = load_flow_config(config, overrides or [])
+    if detector is not None:
+        check_detector(flow_config)
     jobs = take_shard(collect_jobs(inputs, output, flow_config), shard)
     options = BatchOptions(
         output, flow_config, engine, address, workers, cpus_per_worker, gpus_per_worker, max_attempts,
-        retry_failed, overwrite, shard, work,
+        retry_failed, overwrite, shard, work, detector,
     )  # fmt: skip
     console = Console(soft_wrap=True)
     if dry_run:

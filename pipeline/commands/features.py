@@ -11,16 +11,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from pipeline.bench.gallery import EvenSample, encode_within
 from pipeline.commands.feature_views import Painter, View, make_painter
 from pipeline.core.errors import ConfigError, OutputError, TruncatedError
-from pipeline.core.files import path_inside
+from pipeline.core.files import path_inside, write_bytes_whole
 from pipeline.flow import FlowConfig, Stages, load_flow_config, make_stages, stream
 from pipeline.formats.feature_export import FeatureExporter
 from stages.write.video import whole_video
+
+_SHEET_PICTURE_PX = 640
+_SHEET_MAX_BYTES = 100_000
 
 
 class Save(StrEnum):
@@ -53,11 +60,16 @@ def features(
     start: Annotated[float | None, typer.Option(help="Seconds; where to begin.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds; where to stop.")] = None,
     every: Annotated[int | None, typer.Option(help="Take every N-th frame.")] = None,
+    sheet: Annotated[
+        int, typer.Option(min=0, max=12, help="Write this many pictures of the view side by side, as a JPEG, too.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier files.")] = False,
 ) -> None:
     """Look at the features of a video (--view), or export them with the grid's geometry (--save)."""
     if view is None and save is None:
         raise ConfigError(f"nothing to do: give --view ({', '.join(View)}) or --save ({', '.join(Save)})")
+    if sheet and view is None:
+        raise ConfigError("--sheet shows a view: give --view too")
     given = {"decode.start_seconds": start, "decode.end_seconds": end, "decode.every": every}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     settings += [f"extract.facets=[{', '.join(facet)}]"] if facet else []
@@ -65,13 +77,17 @@ def features(
     stages = make_stages(source, flow_config, keep_features=True)
     xy = _parse_point(point, view)
     folder = path_inside(output, source.resolve().name if source.is_dir() else source.stem)
-    _refuse_existing(folder, view, save, overwrite=overwrite)
+    paths = _paths(folder, view, save, sheet)
+    _refuse_existing(paths, overwrite=overwrite)
     paint = None if view is None else make_painter(view, stages, xy, first_component - 1)
     exporter = None if save is None else _exporter(folder, save, stages, overwrite=overwrite)
     video = None if view is None else folder / f"{view.value}.mp4"
-    _draw_and_export(stages, flow_config, video, paint, exporter)
+    sample = EvenSample(sheet) if sheet else None
+    _draw_and_export(stages, flow_config, video, paint, exporter, sample)
+    if video is not None and sample is not None:
+        _write_sheet(video.with_suffix(".jpg"), sample)
     console = Console(soft_wrap=True)
-    for path in _paths(folder, view, save):
+    for path in paths:
         console.print(f"wrote {path}", markup=False, highlight=False)
     if exporter is not None and exporter.clipped_values:
         console.print(f"warning: {exporter.clipped_values} values beyond fp16 became its largest")
@@ -100,13 +116,14 @@ def _parse_point(point: str | None, view: View | None) -> tuple[float, float] | 
     return x, y
 
 
-def _paths(folder: Path, view: View | None, save: Save | None) -> list[Path]:
-    paths = [] if view is None else [folder / f"{view.value}.mp4"]
+def _paths(folder: Path, view: View | None, save: Save | None, sheet: int) -> list[Path]:
+    suffixes = [".mp4", ".jpg"] if sheet else [".mp4"]
+    paths = [] if view is None else [folder / f"{view.value}{suffix}" for suffix in suffixes]
     return paths if save is None else [*paths, folder / f"features.{save.value}"]
 
 
-def _refuse_existing(folder: Path, view: View | None, save: Save | None, *, overwrite: bool) -> None:
-    for path in _paths(folder, view, save):
+def _refuse_existing(paths: list[Path], *, overwrite: bool) -> None:
+    for path in paths:
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; use --overwrite or another --output")
 
@@ -126,7 +143,12 @@ def _exporter(folder: Path, save: Save, stages: Stages, *, overwrite: bool) -> F
 
 
 def _draw_and_export(
-    stages: Stages, config: FlowConfig, video: Path | None, paint: Painter | None, exporter: FeatureExporter | None
+    stages: Stages,
+    config: FlowConfig,
+    video: Path | None,
+    paint: Painter | None,
+    exporter: FeatureExporter | None,
+    sample: EvenSample | None,
 ) -> None:
     """Run every packet through the flow; memory holds what waits in the queues and no more."""
     broken: TruncatedError | None = None
@@ -141,8 +163,25 @@ def _draw_and_export(
                 if exporter is not None:
                     exporter.write(packet)
                 if paint is not None and pictures is not None:
-                    pictures.write(paint(packet), packet.frame.pts_seconds - first_seconds)
+                    picture = paint(packet)
+                    pictures.write(picture, packet.frame.pts_seconds - first_seconds)
+                    if sample is not None:
+                        sample.add(_small(picture))
         except TruncatedError as error:
             broken = error
     if broken is not None:
         raise broken
+
+
+def _small(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture ``(H, W, 3)`` at the width it has in a sheet."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, _SHEET_PICTURE_PX / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _write_sheet(path: Path, sample: EvenSample) -> None:
+    """The chosen pictures side by side."""
+    pictures = [picture for _, picture in sample.items()]
+    write_bytes_whole(path, encode_within(np.hstack(pictures), _SHEET_MAX_BYTES * len(pictures))[0])

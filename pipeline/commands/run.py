@@ -126,9 +126,18 @@ def _load_detector(text: str | None, detections: Path | None, config: FlowConfig
         return None
     if detections is not None:
         raise InputError("--detections and --detector both say where boxes come from; give one of them")
+    check_detector(config)
+    return load_image_detector(text)
+
+
+def check_detector(config: FlowConfig) -> None:
+    """Refuse a detector whose boxes nothing would read.
+
+    Raises:
+        InputError: Tracking is off.
+    """
     if not config.track.enabled:
         raise InputError("--detector finds boxes to track, but track.enabled is false")
-    return load_image_detector(text)
 
 
 def demo(

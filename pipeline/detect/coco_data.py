@@ -19,8 +19,8 @@ import torch
 from pipeline.core.errors import LabelFileError, MediaError
 from pipeline.detect.heads import Target
 from pipeline.detect.model import Placement
-from pipeline.export.polygons import fill_polygon
 from pipeline.formats.json_file import is_index, load_json, shorten
+from pipeline.formats.outlines import fill_outlines
 from pipeline.formats.rle import decode_mask, mask_of_counts
 
 Mask = npt.NDArray[np.bool_]
@@ -173,10 +173,7 @@ def object_mask(item: CocoObject, image_hw: tuple[int, int], where: str) -> Mask
             return mask
         if isinstance(item.segmentation, list):
             polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in item.segmentation]
-            filled = np.zeros(image_hw, np.bool_)
-            for polygon in polygons:
-                filled |= fill_polygon(polygon, image_hw)
-            return filled
+            return fill_outlines(polygons, image_hw)
         counts, size = item.segmentation["counts"], tuple(item.segmentation["size"])
         if size != image_hw:
             raise ValueError(f"its size is {size}, the image's {image_hw}")

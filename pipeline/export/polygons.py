@@ -37,13 +37,6 @@ def mask_polygon(mask: npt.NDArray[np.bool_]) -> Polygon:
     return np.asarray(polygon, np.int32)
 
 
-def fill_polygon(polygon: npt.NDArray[np.floating] | Polygon, image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The mask ``(H, W)`` of a polygon; inverse of :func:`mask_polygon` for one piece without holes."""
-    mask = np.zeros(image_hw, np.uint8)
-    cv2.fillPoly(mask, [np.rint(polygon).astype(np.int32).reshape(-1, 1, 2)], 1)
-    return mask.astype(bool)
-
-
 def _joined(polygon: Polygon, piece: Polygon) -> Polygon:
     """``polygon`` with a detour from its corner nearest to ``piece``, around the piece, and back."""
     gaps = np.abs(polygon[:, None].astype(np.int64) - piece[None]).sum(axis=2)

@@ -22,11 +22,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.path import Path as Path2D
 
 from pipeline.core.errors import LabelFileError, MediaError
 from pipeline.core.files import IMAGE_SUFFIXES, natural_key
 from pipeline.formats.json_file import load_json
+from pipeline.formats.outlines import fill_outlines
 from pipeline.formats.rle import decode_mask, mask_of_counts
 from pipeline.local.labeled_set import LabelClass, LabeledImage, LabeledSet, Labels
 
@@ -96,7 +96,9 @@ def _draw_fair1m(xml: Path, index: Mapping[str, int], image_hw: tuple[int, int])
     unknown = [name for name, _ in objects if _plain(name) not in index]
     if unknown:
         raise LabelFileError(f"{xml}: unknown class '{unknown[0]}'; FAIR1M has {len(index)} classes")
-    return draw_objects([(index[_plain(name)], partial(_fill, [polygon])) for name, polygon in objects], image_hw)
+    return draw_objects(
+        [(index[_plain(name)], partial(fill_outlines, [polygon])) for name, polygon in objects], image_hw
+    )
 
 
 def read_fair1m_boxes(xml: Path) -> list[tuple[str, Polygon]]:
@@ -136,19 +138,6 @@ def draw_objects(objects: Sequence[tuple[int, Fill]], image_hw: tuple[int, int])
     for index, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):
         labels[mask] = index
     return labels
-
-
-def _fill(polygons: Sequence[Polygon], image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Pixels whose center lies in any of the polygons, corners as (x, y)."""
-    mask = np.zeros(image_hw, bool)
-    for polygon in polygons:
-        low = np.clip(np.floor(polygon.min(axis=0)), 0, image_hw[::-1]).astype(int)
-        high = np.clip(np.ceil(polygon.max(axis=0)), 0, image_hw[::-1]).astype(int)
-        (left, top), (right, bottom) = low.tolist(), high.tolist()
-        y, x = np.mgrid[top:bottom, left:right] + 0.5
-        inside = Path2D(polygon).contains_points(np.stack([x.ravel(), y.ravel()], axis=1))
-        mask[top:bottom, left:right] |= inside.reshape(bottom - top, right - left)
-    return mask
 
 
 def read_coco(source: Path, pictures: Path | None = None) -> LabeledSet:
@@ -245,12 +234,14 @@ def _outline(entry: Mapping[str, Any], where: str) -> Fill:
             runs = counts if isinstance(counts, str) else [int(c) for c in counts]
             return partial(_decode, runs, (size[0], size[1]), where)
         if outline:
-            return partial(_fill, [np.array(polygon, np.float32).reshape(-1, 2) for polygon in outline])
+            return partial(fill_outlines, [np.array(polygon, np.float32).reshape(-1, 2) for polygon in outline])
         left, top, width, height = (float(v) for v in entry["bbox"])
     except (KeyError, TypeError, ValueError) as error:
         raise LabelFileError(f"{where}: needs a segmentation or bbox as [left, top, width, height]") from error
     right, bottom = left + width, top + height
-    return partial(_fill, [np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)])
+    return partial(
+        fill_outlines, [np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)]
+    )
 
 
 def _decode(

@@ -17,7 +17,7 @@ from pipeline.formats.run_folder import VIDEO, RunFolder
 from pipeline.report.strips import Clock, object_strips, track_strips
 
 
-def write_rerun(run: RunFolder, path: Path) -> None:
+def write_rerun(run: RunFolder, output: Path) -> None:
     """Write the recording.
 
     Raises:
@@ -31,15 +31,16 @@ def write_rerun(run: RunFolder, path: Path) -> None:
     objects, tracks = run.objects(), run.tracks()
     clock = Clock(run, run.frames({"objects": objects.frames, "tracks": tracks.frames}))
     stream = rerun.RecordingStream("liftstream", recording_id=run.folder.name)
-    with whole_file(path) as partial:
+    with whole_file(output) as partial:
         stream.save(str(partial))
         _log_video(rerun, stream, run)
         for kind, colors in (("masks", OBJECT_COLORS), ("parts", PART_COLORS)):
             table = [(number, "", tuple(int(c) for c in colors[number])) for number in range(1, 256)]
-            stream.log(kind, rerun.AnnotationContext(table), static=True)
+            path = f"video/{kind}"  # below the video, so that the viewer lays it over the frames
+            stream.log(path, rerun.AnnotationContext(table), static=True)
             for frame, mask in run.read_masks(kind):
                 stream.set_time("video", duration=clock.seconds(frame))
-                stream.log(kind, rerun.SegmentationImage(mask))
+                stream.log(path, rerun.SegmentationImage(mask))
         _log_boxes(rerun, stream, run, clock)
         for strip in object_strips(objects, clock) or track_strips(tracks, clock):
             for seconds, confidence in zip(strip.seconds.tolist(), strip.confidence.tolist(), strict=True):

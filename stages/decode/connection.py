@@ -209,6 +209,11 @@ class _Pipe(io.RawIOBase):
 
 def _reason(error: Exception, limit_seconds: float) -> str:
     """FFmpeg's text; PyAV's time limit shows as an immediate exit."""
+    if isinstance(error, av.error.ProtocolNotFoundError):
+        return (
+            "the FFmpeg inside PyAV was built without this protocol; receive it with the ffmpeg program: "
+            "ffmpeg -i ADDRESS -c copy -f mpegts - | liftstream run - ..."
+        )
     if isinstance(error, av.error.ExitError | av.error.TimeoutError):
         return f"nothing came for {limit_seconds:g} s"
     return reason_of(error)

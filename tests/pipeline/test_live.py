@@ -125,7 +125,7 @@ def test_behind_a_slow_stage_every_frame_is_written_in_time(camera: Path, tmp_pa
     What the machine took away while a frame was under way is allowed on top: nothing where it is idle.
     """
     slow = Slow(0.12)
-    config = drawing_only("decode.live.max_latency_seconds=0.6")
+    config = drawing_only("decode.live.max_latency_seconds=0.6", "decode.end_seconds=1.4")
     with Starvation() as starvation:
         result = run(camera, tmp_path / "out", config, further=[("slow", slow)], on_packet=slow.written)
     late = [(moment, age) for moment, age in slow.ages if age > 0.6]

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import run_pipeline
 
@@ -44,6 +45,18 @@ def test_a_view_is_a_video_as_long_as_the_input(clip: Path, tmp_path: Path, argu
     (video,) = (tmp_path / clip.stem).iterdir()
     assert video.name == f"{arguments[1]}.mp4"
     assert frames_of(video) == 5
+
+
+def test_a_sheet_shows_pictures_of_the_view_side_by_side(clip: Path, tmp_path: Path) -> None:
+    assert run(clip, tmp_path, "--view", "norm", "--sheet", "2") == 0
+    with Image.open(tmp_path / clip.stem / "norm.jpg") as image:
+        assert image.size == (2 * 640, 360)
+        sheet = np.asarray(image).astype(int)
+    with av.open(str(tmp_path / clip.stem / "norm.mp4")) as container:
+        frames = [frame.to_image().resize((640, 360)) for frame in container.decode(video=0)]
+    for place, frame in enumerate((frames[0], frames[-1])):
+        assert np.abs(sheet[:, 640 * place : 640 * (place + 1)] - np.asarray(frame)).mean() < 8
+    assert run(clip, tmp_path / "other", "--save", "npz", "--sheet", "2") == 2
 
 
 def test_an_export_holds_every_frame_and_facet(clip: Path, tmp_path: Path) -> None:

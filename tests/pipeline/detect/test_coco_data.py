@@ -17,7 +17,7 @@ from tests.pipeline.detect.squares import IMAGE_HW, write_set
 def test_all_forms_of_a_segmentation_give_the_mask() -> None:
     mask = np.zeros((20, 30), np.bool_)
     mask[4:11, 6:21] = True
-    corners = [6, 4, 20, 4, 20, 10, 6, 10]
+    corners = [6, 4, 21, 4, 21, 11, 6, 11]
     counts = mask_counts(mask).tolist()
     forms = ([corners], encode_mask(mask), {"size": [20, 30], "counts": counts}, None)
     for form in forms:

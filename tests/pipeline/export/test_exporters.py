@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,14 +16,21 @@ import run_pipeline
 from pipeline.core.errors import ConfigError, LiftstreamError, OutputError
 from pipeline.export import FORMATS, ExportRequest, LabeledRun, export_run
 from pipeline.export.mask_video import write_mask_video
-from pipeline.export.polygons import fill_polygon, mask_polygon
+from pipeline.export.polygons import mask_polygon
 from pipeline.flow import FlowConfig
 from pipeline.flow import run as run_flow
 from pipeline.formats.object_names import names_beside, parse_names, write_names
-from pipeline.formats.rle import decode_mask
+from pipeline.formats.rle import decode_mask, mask_counts
 from pipeline.formats.run_folder import RunFolder
 from tests.run_folders import COUNT, RATE, SIZE, confidence, index_mask, make_run, part_mask, picture
 from tests.videos import write_video
+
+
+def fill_polygon(polygon: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+    """The mask of a polygon whose corners are pixels of the outline, as the tools that read one fill it."""
+    mask = np.zeros(image_hw, np.uint8)
+    cv2.fillPoly(mask, [np.rint(polygon).astype(np.int32).reshape(-1, 1, 2)], 1)
+    return mask.astype(bool)
 
 
 @pytest.fixture
@@ -124,7 +132,7 @@ def test_the_pieces_of_an_object_are_joined_in_one_polygon() -> None:
 
 
 def test_mots_text_is_read_by_trackeval_and_the_pngs_agree(run: LabeledRun, tmp_path: Path) -> None:
-    trackeval = pytest.importorskip("trackeval", reason="needs trackeval (extra bench)")
+    trackeval = pytest.importorskip("trackeval", reason="needs trackeval (extra test)")
     path = export_run(run, ExportRequest("mots", tmp_path / "mots"))
     reader = trackeval.datasets.MOTSChallenge.__new__(trackeval.datasets.MOTSChallenge)
     read, _ = reader._load_simple_text_file(
@@ -146,7 +154,7 @@ def test_mots_text_is_read_by_trackeval_and_the_pngs_agree(run: LabeledRun, tmp_
 
 
 def test_mots_scores_itself_perfectly_in_trackeval(run: LabeledRun, tmp_path: Path) -> None:
-    trackeval = pytest.importorskip("trackeval", reason="needs trackeval (extra bench)")
+    trackeval = pytest.importorskip("trackeval", reason="needs trackeval (extra test)")
     path = export_run(run, ExportRequest("mots", tmp_path / "mots"))
     text = (path / "instances_txt" / "square.txt").read_text()
     truth = tmp_path / "gt" / "MOTS-train" / "square"
@@ -182,6 +190,57 @@ def test_youtube_vis_holds_a_mask_or_null_for_every_frame(run: LabeledRun) -> No
             else:
                 np.testing.assert_array_equal(decode_mask(segmentation["counts"], SIZE), mask)
                 assert annotation["areas"][frame] == mask.sum()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_youtube_vis_is_read_and_scored_by_trackeval(run: LabeledRun, tmp_path: Path) -> None:
+    """As a tracker's results, against a truth in the uncompressed form that TrackEval expects of it."""
+    trackeval = pytest.importorskip("trackeval", reason="needs trackeval (extra test)")
+    truth, results = (
+        tmp_path / "gt" / "youtube_vis_val",
+        tmp_path / "results" / "youtube_vis_val" / "ours" / "data",
+    )
+    truth.mkdir(parents=True)
+    results.mkdir(parents=True)
+    content = json.loads(export_run(run, ExportRequest("youtube-vis", tmp_path / "export.json")).read_text())
+    (results / "results.json").write_text(json.dumps(content["annotations"]))
+    for annotation in content["annotations"]:
+        masks = [expected().get((frame, annotation["track_id"])) for frame in range(COUNT)]
+        annotation["segmentations"] = [
+            None if mask is None else {"size": list(SIZE), "counts": mask_counts(mask).tolist()} for mask in masks
+        ]
+    (truth / "truth.json").write_text(json.dumps(content))
+    folders = {"GT_FOLDER": f"{tmp_path / 'gt'}/", "TRACKERS_FOLDER": f"{tmp_path / 'results'}/"}
+    data = trackeval.datasets.YouTubeVIS({**folders, "SPLIT_TO_EVAL": "val", "PRINT_CONFIG": False})
+    (sequence,) = data.seq_list
+    raw = data.get_raw_seq_data("ours", sequence)
+    coco = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (extra test)")
+    for frame in range(COUNT):
+        found = zip(raw["tracker_classes"][frame], raw["tracker_dets"][frame], strict=True)
+        read = {int(category): coco.decode(mask) for category, mask in found}
+        assert read.keys() == {number for at, number in expected() if at == frame}
+        for number, mask in read.items():
+            np.testing.assert_array_equal(mask.astype(bool), expected()[frame, number])
+    hota = trackeval.metrics.HOTA({"PRINT_CONFIG": False})
+    for category in ("bear", "object"):
+        scores = hota.eval_sequence(data.get_preprocessed_seq_data(raw, category))
+        np.testing.assert_allclose(scores["HOTA"], 1.0)
+
+
+def test_cvat_polygons_are_read_by_datumaro(run: LabeledRun, tmp_path: Path) -> None:
+    datumaro = pytest.importorskip("datumaro", reason="needs datumaro, which asks for older pandas and Pillow")
+    export_run(run, ExportRequest("cvat-video", tmp_path / "annotations.xml"))
+    read = {}
+    for item in datumaro.Dataset.import_from(str(tmp_path), "cvat"):
+        for found in item.annotations:
+            if not found.attributes["outside"]:
+                read[item.attributes["frame"], found.attributes["track_id"]] = found
+    assert read.keys() == expected().keys()
+    for (frame, number), found in read.items():
+        assert found.label == number - 1
+        if number == 1:
+            polygon = np.reshape(found.points, (-1, 2))
+            np.testing.assert_array_equal(fill_polygon(polygon, SIZE), expected()[frame, number])
 
 
 @pytest.mark.parametrize("shape", ["polygon", "mask"])
@@ -255,7 +314,7 @@ def test_a_video_with_alpha_is_opaque_where_an_object_is(suffix: str, run: Label
 
 
 def test_parquet_holds_a_row_per_object_and_frame_with_its_parts(run: LabeledRun) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (extra export)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (extra test)")
     table = parquet.read_table(export_run(run, ExportRequest("parquet"))).to_pydict()
     assert len(table["frame"]) == COUNT + COUNT - 2
     for row, (frame, number) in enumerate(zip(table["frame"], table["object_id"], strict=True)):

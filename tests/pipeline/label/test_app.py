@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path) -> TestClient:
+def client(folder: Path, coarse_prompts: None) -> TestClient:
     config = FlowConfig().only("propagate", "annotate", "write", extract={"short_side": 112})
     workbench = Workbench(folder, folder.parent / "masks", folder.parent / "masks_run", config)
     return TestClient(make_app(workbench, TOKEN), base_url="http://127.0.0.1:8000")

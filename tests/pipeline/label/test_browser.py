@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+def address(folder: Path, coarse_prompts: None) -> Iterator[str]:
     config = FlowConfig().only(
         "propagate", "annotate", "write", extract={"short_side": 112}, write={"report": True}
     )

@@ -12,6 +12,8 @@ from pipeline.prompts import masks_from_prompts
 from stages.decode import DecodeConfig
 from stages.extract import Extractor
 
+pytestmark = pytest.mark.usefixtures("coarse_prompts")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -121,8 +121,8 @@ def test_a_frame_that_waited_too_long_for_room_is_dropped(pipe: Path, transport_
         first, second = next(stream), next(stream)
         # Two frames are under way, so the third waits in the slot; the input stalls, and it becomes too old.
         for frame in (first, second):
-            threading.Timer(1.3, decoder.finished, [frame.index]).start()
-        threading.Timer(1.4, go_on.set).start()
+            threading.Timer(1.1, decoder.finished, [frame.index]).start()
+        threading.Timer(1.2, go_on.set).start()
         rest = [frame for frame in _finishing(decoder, stream)]
     report = decoder.report()
     assert report["too_old"] >= 1

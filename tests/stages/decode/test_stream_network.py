@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
+import av.error
 import pytest
 
 from pipeline.core.errors import MediaError
@@ -106,6 +110,46 @@ def test_an_address_that_does_not_answer_is_an_error_at_once() -> None:
         port = unused.getsockname()[1]
     with pytest.raises(MediaError, match="rtsp://127.0.0.1:.*cannot be opened .Connection refused"):
         open_stream(f"rtsp://me:secret@127.0.0.1:{port}/x", lambda line: None)
+
+
+def test_a_protocol_that_pyav_lacks_is_named_with_a_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: Any, **options: Any) -> None:
+        raise av.error.ProtocolNotFoundError(1330794744, "Protocol not found", "srt://127.0.0.1:9000")
+
+    monkeypatch.setattr(av, "open", lacking)
+    with pytest.raises(MediaError, match=r"^srt://127\.0\.0\.1:9000: cannot be opened .*-c copy -f mpegts - \|"):
+        open_stream("srt://127.0.0.1:9000", lambda line: None)
+
+
+@pytest.mark.long
+def test_srt_comes_through_the_ffmpeg_program_and_a_pipe(tmp_path: Path) -> None:
+    """PyAV's wheels have no SRT: this is the way around that the error names, with a real sender."""
+    ffmpeg = shutil.which("ffmpeg")
+    known = "" if ffmpeg is None else subprocess.run([ffmpeg, "-protocols"], capture_output=True, text=True).stdout
+    if ffmpeg is None or "srt" not in known.split():
+        pytest.skip("needs an ffmpeg program with SRT")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"srt://127.0.0.1:{unused.getsockname()[1]}"
+    quiet = [ffmpeg, "-loglevel", "error", "-nostdin"]
+    encode = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "5", "-pix_fmt", "yuv420p"]
+    source = ["-re", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=25", "-t", "3", *encode, "-f", "mpegts"]
+    pipe = tmp_path / "received.ts"
+    os.mkfifo(pipe)
+    with (
+        subprocess.Popen([*quiet, *source, f"{address}?mode=listener"]) as sender,
+        subprocess.Popen([*quiet, "-y", "-i", address, "-c", "copy", "-f", "mpegts", str(pipe)]) as receiver,
+    ):
+        decoder = open_stream(str(pipe), lambda line: None, enabled=True)
+        processed = 0
+        for frame in decoder():
+            processed += 1
+            decoder.finished(frame.index)
+        receiver.kill()
+        sender.kill()
+    assert decoder.info.image_hw == (48, 64)
+    assert processed >= 10
+    assert_every_frame_is_accounted_for(decoder, processed)
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
