@@ -194,18 +194,19 @@ class Backbone(nn.Module):
             return next(iter(self._positions.values()))  # see prepare()
         version = 0 if embedding.is_inference() else embedding._version
         key = (grid_hw, square, embedding.device, embedding.dtype, self.position, version)
-        if key not in self._positions or embedding.requires_grad:
+        resized = self._positions.get(key)
+        if resized is None or embedding.requires_grad:
             # Outside of inference mode, so that a later forward may still take gradients through the sum.
             with torch.inference_mode(False), torch.set_grad_enabled(embedding.requires_grad):
-                self._positions.clear()
-                self._positions[key] = resize_position_embedding(
+                resized = resize_position_embedding(
                     embedding,
                     grid_hw,
                     num_prefix=0 if self.vit.no_embed_class else self.num_prefix_tokens,
                     square_input=square,
                     convention=self.position,
                 )
-        return self._positions[key]
+                self._positions = {key: resized}  # at once: threads may share the model
+        return resized
 
     def pack_for_cpu(self) -> None:
         """Run whole blocks by their bf16 version for CPUs from now on, where there is one for this model.
