@@ -18,6 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.locations import CONFIGS
 from pipeline.core.records import Detections, Frame, Packet, VideoInfo
 from pipeline.core.stage_stream import Item, StageClock, on_own_stream
+from pipeline.core.threads import in_stage_thread
 from stages.annotate import AnnotateConfig, Annotator
 from stages.cosegment import CosegmentConfig, Cosegmenter
 from stages.decode import DecodeConfig, Decoder, StreamDecoder, probe
@@ -159,7 +160,7 @@ class Stages:
     ) -> Iterator[Packet]:
         """A stage's packets, on a card by a stream of its own; see ``on_own_stream``."""
         if not self.streams.is_asynchronous:
-            return stage(items)
+            return stage(items) if name == "extract" else in_stage_thread(stage(items))
         return on_own_stream(stage, items, self.streams, self.clocks.setdefault(name, StageClock()), waited)
 
     def present(self) -> dict[str, Any]:

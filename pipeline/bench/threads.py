@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
@@ -47,23 +47,22 @@ def bench_threads(
     timings = [_measure(pools, source, config, overrides or [], repeats) for pools in settings]
     best, default = min(timing.wall_seconds for timing in timings), default_pools()
     table = Table(title=f"{usable_cores()} cores, best of {repeats} runs", title_justify="left")
-    for name in ("torch", "OpenCV", "FAISS", "x264", "BLAS", "wall s", "CPU s", "over best", ""):
+    pools_shown = ("torch", "OpenCV", "FAISS", "x264", "BLAS", "images", "stages")
+    for name in (*pools_shown, "wall s", "CPU s", "over best", ""):
         table.add_column(name, justify="right")
     for timing in sorted(timings, key=lambda timing: timing.wall_seconds):
         pools = timing.pools
-        sizes = (str(size) for size in (pools.torch, pools.opencv, pools.faiss, pools.encoder, pools.blas))
+        sizes = map(str, astuple(pools))
         shown = (f"{timing.wall_seconds:.1f}", f"{timing.cpu_seconds:.1f}", f"{timing.wall_seconds / best:.3f}")
         table.add_row(*sizes, *shown, "default" if pools == default else "")
     Console(soft_wrap=True).print(table)
 
 
 def sensible_pools(cores: int) -> list[ThreadPools]:
-    """The default; one thread each; all cores each; and the default with one pool at 1, 2 or all cores."""
+    """The default; one thread each; all cores each; and the default with one pool at 1 or all cores."""
     default = default_pools(cores)
     changed = [
-        replace(default, **{pool.name: size})
-        for pool in fields(ThreadPools)
-        for size in sorted({1, min(2, cores), cores})
+        replace(default, **{pool.name: size}) for pool in fields(ThreadPools) for size in sorted({1, cores})
     ]
     extremes = [ThreadPools(size, size, size, size) for size in (1, cores)]
     return list(dict.fromkeys([default, *extremes, *changed]))

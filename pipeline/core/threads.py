@@ -1,8 +1,8 @@
 """Sizes of the thread pools of the libraries, from the number of cores that the process may use.
 
 Torch, OpenCV, FAISS, x264 and BLAS each size their pool by the machine's cores, whatever a container or
-``taskset`` allows, and the stages of a run would fight for them. Here the sizes are set in one place: matrix
-products may use every core, everything small runs on its stage's own thread.
+``taskset`` allows, and the stages of a run would fight for them. Here the sizes are set in one place: extraction
+may use every core, by images or by operations, everything else runs on its stage's own thread.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _set: list[ThreadPools] = []
+_setting = threading.Lock()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +30,14 @@ class ThreadPools:
     """Sizes of the pools, each at least 1.
 
     Attributes:
-        torch: Threads of one operation of torch.
+        torch: Threads of one operation of torch; in a run those of extraction, where images do not share them.
         opencv: Threads of one function of OpenCV.
         faiss: Threads of FAISS.
         encoder: Threads of x264; the bytes of a video depend on it.
         blas: Threads of numpy's and SciPy's BLAS. Their products are small, and OpenBLAS' idle threads spin: with
             two, co-segmentation takes twice the CPU time.
+        images: Threads that share the images of a batch in extraction.
+        stages: Threads of one operation of torch in the other stages of a run.
     """
 
     torch: int
@@ -38,9 +45,11 @@ class ThreadPools:
     faiss: int = 1
     encoder: int = 1
     blas: int = 1
+    images: int = 1
+    stages: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.torch, self.opencv, self.faiss, self.encoder, self.blas) < 1:
+        if min(astuple(self)) < 1:
             raise ValueError(f"a pool needs at least one thread, got {self}")
 
 
@@ -68,7 +77,7 @@ def default_pools(cores: int | None = None) -> ThreadPools:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         cores = min(cores, int(wanted))
-    return ThreadPools(torch=cores, encoder=max(1, cores // 2))
+    return ThreadPools(torch=cores, images=cores, stages=max(1, cores // 4), encoder=max(1, cores // 2))
 
 
 def set_thread_pools(pools: ThreadPools | None = None) -> ThreadPools:
@@ -93,6 +102,29 @@ def set_thread_pools(pools: ThreadPools | None = None) -> ThreadPools:
 def current_pools() -> ThreadPools:
     """What :func:`set_thread_pools` has set last, or the default."""
     return _set[-1] if _set else default_pools()
+
+
+def own_torch_threads(count: int) -> None:
+    """Let one operation of torch use ``count`` threads in this thread; other threads keep what they have.
+
+    ``torch.set_num_threads`` is for the thread that calls it and for those that have not used torch yet. What the
+    latter get is set back by a thread of its own.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    with _setting:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        restoring = threading.Thread(target=torch.set_num_threads, args=(before,))
+        restoring.start()
+        restoring.join()
+
+
+def in_stage_thread(items: Iterator[T]) -> Iterator[T]:
+    """The items of a stage, for the thread that iterates them, which gets ``ThreadPools.stages`` threads."""
+    own_torch_threads(current_pools().stages)
+    yield from items
 
 
 def _folders(root: Path, membership: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from stages.extract.config import ExtractConfig
 from stages.extract.finite import facet_sums
 from stages.extract.lift.choice import choose_lift
 from stages.extract.lift.module import LoadedLift
+from stages.extract.parts import Parts
 from stages.extract.repair.sinder import DefectSmoother
 from stages.extract.repair.singular_directions import defect_directions
 from stages.extract.resize import bound_input_size, count_cells, model_input_size
@@ -113,6 +114,7 @@ class FeatureModel:
         self.streams = streams or streams_of(self.device)
         self._upload = Uploader(self.streams, config.resize)
         self._copies = self.streams.new_stream()
+        self._parts = Parts()
         self._scale, self._shift = _normalization(config, backbone, self.device)
 
     def input_size(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -140,6 +142,23 @@ class FeatureModel:
             on_device: The images where a card has decoded them, see :attr:`Frame.on_device`.
             is_full: Whether it is a full batch, which is compiled where the config asks for it.
         """
+        if self.streams.is_asynchronous or self.smoother is not None:
+            return self._launch_part(images, input_hw, on_device)
+
+        def launch(part: slice) -> Launched:
+            return self._launch_part(images[part], input_hw, on_device[part])
+
+        launched = self._parts(launch, len(images))
+        return Launched(
+            [features for part in launched for features in part.features],
+            torch.cat([part.sums for part in launched]),
+        )
+
+    @torch.inference_mode()
+    def _launch_part(
+        self, images: Sequence[Image], input_hw: tuple[int, int], on_device: Sequence[Tensor | None]
+    ) -> Launched:
+        """:meth:`launch` of images that go through the model together."""
         batch = torch.addcmul(self._shift, self._upload(images, input_hw, on_device), self._scale)
         found = self._forward(batch, is_full=is_full)
         maps, saliency = found.maps, found.saliency

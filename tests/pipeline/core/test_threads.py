@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,8 @@ from pipeline.core.threads import (
     cgroup_quota,
     current_pools,
     default_pools,
+    in_stage_thread,
+    own_torch_threads,
     set_thread_pools,
     usable_cores,
 )
@@ -65,7 +68,8 @@ def test_cores_are_those_of_affinity_within_the_quota(
 
 def test_the_environment_lowers_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert default_pools(4) == ThreadPools(torch=4, opencv=1, faiss=1, encoder=2)
+    assert default_pools(4) == ThreadPools(torch=4, opencv=1, faiss=1, encoder=2, images=4, stages=1)
+    assert default_pools(16).stages == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert default_pools(4) == ThreadPools(torch=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
@@ -86,3 +90,35 @@ def test_the_pools_are_set() -> None:
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one thread"):
         ThreadPools(torch=0)
+
+
+def test_a_thread_can_have_its_own_threads_of_torch() -> None:
+    before = torch.get_num_threads()
+    seen: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        seen[name] = torch.get_num_threads()
+
+    def limited() -> None:
+        own_torch_threads(before + 2)
+        note("own")
+
+    for name, work in (("own", limited), ("later", lambda: note("later"))):
+        thread = threading.Thread(target=work, name=name)
+        thread.start()
+        thread.join()
+    assert seen == {"own": before + 2, "later": before}
+    assert torch.get_num_threads() == before
+
+
+def test_a_stages_thread_gets_the_threads_of_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_set", [ThreadPools(torch=1, stages=3)])
+    seen: list[tuple[int, int]] = []
+
+    def consume() -> None:
+        seen.extend((item, torch.get_num_threads()) for item in in_stage_thread(iter([1, 2])))
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    thread.join()
+    assert seen == [(1, 3), (2, 3)]

@@ -108,7 +108,8 @@ def test_the_frame_in_work_is_known_when_a_batch_fails() -> None:
     assert extractor.current_index == 2
 
 
-def test_a_value_that_is_not_finite_names_its_frame_and_facet() -> None:
+def test_a_value_that_is_not_finite_names_its_frame_and_facet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.extract.parts.PART", 16)
     extractor = make(facets=["key@1", "token@1"])
     forward = extractor.backbone.forward
 
