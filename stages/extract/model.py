@@ -108,7 +108,7 @@ class FeatureModel:
             )
         self._compiled = compiled(self._compute, self.device) if config.compile else None
         backbone.to(self.device)
-        if self.device.type == "cpu" and self.precision == torch.bfloat16:
+        if self.device.type == "cpu" and self.precision == torch.bfloat16 and not config.compile:
             backbone.pack_for_cpu()
         store_matmul_weights(backbone.vit, self.precision)
         self.streams = streams or streams_of(self.device)
@@ -142,11 +142,11 @@ class FeatureModel:
             on_device: The images where a card has decoded them, see :attr:`Frame.on_device`.
             is_full: Whether it is a full batch, which is compiled where the config asks for it.
         """
-        if self.streams.is_asynchronous or self.smoother is not None:
-            return self._launch_part(images, input_hw, on_device)
+        if self.streams.is_asynchronous or self.smoother is not None or self._compiled is not None:
+            return self._launch_part(images, input_hw, on_device, is_full=is_full)
 
         def launch(part: slice) -> Launched:
-            return self._launch_part(images[part], input_hw, on_device[part])
+            return self._launch_part(images[part], input_hw, on_device[part], is_full=False)
 
         launched = self._parts(launch, len(images))
         return Launched(
@@ -156,7 +156,12 @@ class FeatureModel:
 
     @torch.inference_mode()
     def _launch_part(
-        self, images: Sequence[Image], input_hw: tuple[int, int], on_device: Sequence[Tensor | None]
+        self,
+        images: Sequence[Image],
+        input_hw: tuple[int, int],
+        on_device: Sequence[Tensor | None],
+        *,
+        is_full: bool,
     ) -> Launched:
         """:meth:`launch` of images that go through the model together."""
         batch = torch.addcmul(self._shift, self._upload(images, input_hw, on_device), self._scale)
