@@ -39,9 +39,9 @@ def cut_eigenvectors(weights: Tensor, num_vectors: int, num_steps: int) -> Tenso
     start = _start(weights.shape[1], num_vectors, weights.dtype, weights.device)
     vectors = start.expand(len(weights), -1, -1)
     for _ in range(num_steps):
-        vectors = matrix @ vectors
+        vectors = _times(matrix, vectors)
         vectors = _orthonormal(vectors - first @ (first.transpose(1, 2) @ vectors))
-    _, rotation = small_eigh(vectors.transpose(1, 2) @ (matrix @ vectors))
+    _, rotation = small_eigh(vectors.transpose(1, 2) @ _times(matrix, vectors))
     found: Tensor = (vectors @ rotation.flip(-1)) * root
     return found
 
@@ -62,8 +62,8 @@ def leading_eigenvectors(matrices: Tensor, num_vectors: int, num_steps: int) -> 
     scaled = matrices / matrices.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-30)[:, None, None]
     vectors = _start(matrices.shape[1], count, matrices.dtype, matrices.device).expand(len(matrices), -1, -1)
     for _ in range(num_steps):
-        vectors = _orthonormal(scaled @ vectors)
-    _, rotation = small_eigh(vectors.transpose(1, 2) @ (scaled @ vectors))
+        vectors = _orthonormal(_times(scaled, vectors))
+    _, rotation = small_eigh(vectors.transpose(1, 2) @ _times(scaled, vectors))
     found: Tensor = vectors @ rotation.flip(-1)
     return found
 
@@ -72,6 +72,11 @@ def leading_eigenvectors(matrices: Tensor, num_vectors: int, num_steps: int) -> 
 def _start(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random vectors to start from, the same on every device."""
     return _made_start(rows, columns, dtype, device)
+
+
+def _times(symmetric: Tensor, vectors: Tensor) -> Tensor:
+    """``symmetric @ vectors`` for few vectors; from the left, which a CPU's product does six times as fast."""
+    return (vectors.transpose(1, 2) @ symmetric).transpose(1, 2)
 
 
 @lru_cache(maxsize=8)

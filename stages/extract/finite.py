@@ -34,7 +34,7 @@ class NotFinite:
 
 def facet_sums(maps: Sequence[Tensor]) -> Tensor:
     """The sum of every facet ``(B, C, h, w)`` of every image, ``(B, facets)``: finite where all its values are."""
-    return torch.stack([values.flatten(1).sum(dim=1) for values in maps], dim=1)
+    return torch.stack([values.sum(dim=(1, 2, 3)) for values in maps], dim=1)
 
 
 @torch.inference_mode()

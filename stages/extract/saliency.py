@@ -30,7 +30,6 @@ from stages.extract.backbone.facets import FacetSpec
 
 SaliencyCue = Literal["auto", "cls_attention", "first_pc", "ncut", "none"]
 
-_POWER: Final = 5
 # Keeps the graph connected, and a cell without any direction in it.
 _LEAST_COSINE: Final = 0.01
 _MAX_CELLS: Final = 1024
@@ -78,7 +77,7 @@ def normalized_cut_saliency(features: Tensor) -> Tensor:
     pool = 1
     while -(-size[0] // pool) * -(-size[1] // pool) > _MAX_CELLS:
         pool += 1
-    coarse = F.avg_pool2d(features.float(), pool, ceil_mode=True) if pool > 1 else features.float()
+    coarse = F.avg_pool2d(features.float(), pool, ceil_mode=True) if pool > 1 else features
     vectors = _cut_eigenvectors(coarse.flatten(2).transpose(1, 2))[..., :_CANDIDATES]
     batch, _, count = vectors.shape
     maps = vectors.transpose(1, 2).reshape(batch * count, *coarse.shape[-2:])
@@ -92,9 +91,14 @@ def normalized_cut_saliency(features: Tensor) -> Tensor:
 
 
 def _cut_eigenvectors(points: Tensor) -> Tensor:
-    """Eigenvectors ``(B, N, k)`` of the cut between cells ``(B, N, C)``, from the second smallest on."""
-    unit = F.normalize(points, dim=-1)
-    weights = (unit @ unit.transpose(1, 2)).clamp_min_(_LEAST_COSINE).pow_(_POWER)
+    """Eigenvectors ``(B, N, k)`` of the cut between cells ``(B, N, C)``, from the second smallest on.
+
+    Cosines are computed in the dtype of the cells, everything after them in float32.
+    """
+    unit = F.normalize(points.float(), dim=-1).to(points.dtype)
+    cosines = (unit @ unit.transpose(1, 2)).float().clamp_min_(_LEAST_COSINE)
+    squares = cosines.square()
+    weights = squares.square_().mul_(cosines)  # the fifth power; pow() takes several times as long
     return cut_eigenvectors(weights, _VECTORS, _STEPS)
 
 

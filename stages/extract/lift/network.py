@@ -20,6 +20,7 @@ Differs from the reference:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -182,10 +183,9 @@ class Lift(nn.Module):
         """
         shift = BRANCH_SHIFT_PX if self.exact_geometry else 0.0
         step = stride_px / self.cell_px
-        for axis in (0, 1):
-            # Branch pixel j is centered at j + 0.5 and the first cell's center at cell_px / 2.
-            first = offset_px + (0.5 + shift - self.cell_px / 2) * step
-            images = resample_axis(images, axis - 2, grid_hw[axis] * self.cell_px, first, step)
+        # Branch pixel j is centered at j + 0.5 and the first cell's center at cell_px / 2.
+        first = offset_px + (0.5 + shift - self.cell_px / 2) * step
+        images = resample(images, (grid_hw[0] * self.cell_px, grid_hw[1] * self.cell_px), first, step)
         if images.is_cpu:
             images = images.contiguous(memory_format=torch.channels_last)
         fine = self.image_convs_1(images)
@@ -241,6 +241,33 @@ def _between_cells(maps: Tensor) -> Tensor:
     maps = torch.cat([maps, maps[..., -1:]], dim=-1)
     maps = torch.cat([maps, maps[..., -1:, :]], dim=-2)
     return F.avg_pool2d(maps, kernel_size=2, stride=1)
+
+
+def resample(images: Tensor, size_hw: tuple[int, int], first: float, step: float) -> Tensor:
+    """:func:`resample_axis` of rows and columns ``(B, C, H, W)``.
+
+    For inference on a CPU both at once, at a quarter of the cost.
+    """
+    moves = step != 1.0 or first != 0.5
+    if moves and images.is_cpu and not torch.is_grad_enabled():
+        grid = _sampling_grid((images.shape[-2], images.shape[-1]), size_hw, first, step)
+        grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    for dim, size in zip((-2, -1), size_hw, strict=True):
+        images = resample_axis(images, dim, size, first, step)
+    return images
+
+
+@lru_cache(maxsize=8)
+def _sampling_grid(input_hw: tuple[int, int], size_hw: tuple[int, int], first: float, step: float) -> Tensor:
+    """Positions of :func:`resample` as ``grid_sample`` takes them, ``(1, *size_hw, 2)``."""
+    with torch.inference_mode(False):
+        rows, columns = (
+            (torch.arange(size, dtype=torch.float64) * step + first) * 2 / length - 1
+            for size, length in zip(size_hw, input_hw, strict=True)
+        )
+        down, right = torch.meshgrid(rows, columns, indexing="ij")
+        return torch.stack((right, down), dim=-1).float()[None]
 
 
 def resample_axis(values: Tensor, dim: int, size: int, first: float, step: float) -> Tensor:

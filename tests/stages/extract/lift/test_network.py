@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.extract.lift.module import LiftMetadata, load_lift, save_lift
-from stages.extract.lift.network import Lift, resample_axis
+from stages.extract.lift.network import Lift, resample, resample_axis
 
 
 def _published_shapes(channels: int) -> dict[str, tuple[int, ...]]:
@@ -256,3 +256,14 @@ def test_an_extra_block_starts_as_the_identity_and_is_fused_and_stored_as_the_re
     assert sum(p.numel() for p in Lift(768, patch_px=16, extra_blocks=1).parameters()) == 4_417_296 + 2 * 384 * (
         384 * 9 + 2
     )
+
+
+@pytest.mark.parametrize(("first", "step"), [(1.75, 0.875), (0.5, 0.5), (3.1, 1.4), (0.5, 1.0), (1.5, 1.0)])
+def test_resampling_both_axes_at_once_is_one_after_the_other(first: float, step: float) -> None:
+    images = torch.rand(2, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+    expected = resample_axis(resample_axis(images, -2, 24, first, step), -1, 40, first, step)
+    assert torch.equal(resample(images.requires_grad_(True), (24, 40), first, step), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            resample(images.detach(), (24, 40), first, step), expected.detach(), rtol=0, atol=1e-5
+        )
