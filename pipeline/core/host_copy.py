@@ -94,3 +94,12 @@ def send(streams: DeviceStreams, values: npt.NDArray[Any]) -> Tensor:
 def send_like(host: Tensor, like: Tensor) -> Tensor:
     """A tensor of the host on the device of another one; itself where that is the CPU."""
     return host if like.is_cpu else send(streams_of(like.device), host.numpy())
+
+
+def send_all(streams: DeviceStreams, arrays: Sequence[npt.NDArray[Any]]) -> list[Tensor]:
+    """Arrays of one dtype on the device by one copy; the tensors are views of it."""
+    if not streams.is_asynchronous:
+        return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    sent = send(streams, np.concatenate([array.ravel() for array in arrays]))
+    parts = torch.split_with_sizes(sent, [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
