@@ -236,6 +236,11 @@ CASES = [
         _track(labels=True, boxes=False, embeddings=True),
         downloads=FRAMES, uploads=FRAMES, events=FRAMES,
     ),
-    # Everything was sent to the host by extract, once per batch.
-    Case("cosegment", _cosegment(), downloads=0, uploads=0, events=0, warm=8),
+    # Codebook with flow, and the picture's small copies, go up; mask and foreground come down together.
+    Case("cosegment", _cosegment(), downloads=FRAMES, uploads=2 * FRAMES, events=FRAMES, warm=8),
+    Case(
+        "cosegment vote",
+        _cosegment(foreground="vote", refine="none", part_ids=True),
+        downloads=FRAMES, uploads=FRAMES, events=FRAMES, warm=8,
+    ),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ fits on a small copy of the guide and applies the fits to a larger one: He, Sun,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -94,10 +95,8 @@ def fast_guided_filter(
     Returns:
         float32 ``(K, H', W')``: the image's size over the largest whole factor that leaves ``large_side_px``.
     """
-    scale = min(1.0, small_side_px / min(image.shape[:2]))
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    small = _in_unit_range(shrunk(image, (height, width)))
-    large = _in_unit_range(shrunk_by_whole_factor(image, large_side_px))
+    guides = fast_guides(image, small_side_px=small_side_px, large_side_px=large_side_px)
+    small, large, scale = _in_unit_range(guides.small), _in_unit_range(guides.large), guides.scale
     smooth = GuidedFilter(small, radius_px=max(1, round(radius_px * scale)), epsilon=epsilon)
     guide, size = _channels(large), large.shape[1::-1]
     filtered = np.empty((len(maps), *large.shape[:2]), np.float32)
@@ -106,6 +105,28 @@ def fast_guided_filter(
         *slopes, intercept = (_resize(coefficient, size) for coefficient in smooth.fit(resized))
         filtered[index] = _dot(slopes, guide) + intercept
     return filtered
+
+
+@dataclass(frozen=True, slots=True)
+class FastGuides:
+    """The copies of an image that :func:`fast_guided_filter` works with.
+
+    Attributes:
+        small: uint8 ``(h, w, 3)``, on which the fits are computed.
+        large: uint8 ``(H', W', 3)``, to which they are applied.
+        scale: Of the small one.
+    """
+
+    small: npt.NDArray[np.uint8]
+    large: npt.NDArray[np.uint8]
+    scale: float
+
+
+def fast_guides(image: npt.NDArray[np.uint8], *, small_side_px: int = 240, large_side_px: int = 360) -> FastGuides:
+    """See :func:`fast_guided_filter`."""
+    scale = min(1.0, small_side_px / min(image.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return FastGuides(shrunk(image, (height, width)), shrunk_by_whole_factor(image, large_side_px), scale)
 
 
 def _in_unit_range(image: npt.NDArray[np.uint8]) -> FloatMap:

@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_REMAP_STEPS = 32
-"""OpenCV's remap rounds positions to such parts of a pixel."""
-
 
 def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     """``cv2.GaussianBlur`` of float32 maps ``(K, h, w)``: the window by sigma, mirrored at the border pixel."""
@@ -42,11 +39,13 @@ def resize_nearest(index_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def remap_linear(maps: Tensor, where: Tensor) -> Tensor:
-    """``cv2.remap`` with ``INTER_LINEAR`` of maps ``(K, h, w)`` at positions ``(H, W, 2)`` as (x, y); 0 outside."""
+    """``cv2.remap`` with ``INTER_LINEAR`` of maps ``(K, h, w)`` at positions ``(H, W, 2)`` as (x, y); 0 outside.
+
+    As OpenCV 5 does it; OpenCV 4 rounds positions to 1/32 pixel.
+    """
     height, width = maps.shape[1:]
-    steps = torch.round(where * _REMAP_STEPS)
-    first = torch.floor(steps / _REMAP_STEPS)
-    share = (steps - first * _REMAP_STEPS) / _REMAP_STEPS
+    first = torch.floor(where)
+    share = where - first
     x, y = first[..., 0].long(), first[..., 1].long()
     flat, total = maps.flatten(1), maps.new_zeros(len(maps), *where.shape[:2])
     for down in (0, 1):

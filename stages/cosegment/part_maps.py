@@ -24,10 +24,10 @@ Refinement = Literal["guided", "crf", "none"]
 
 # Log odds for a difference of 1 in squared distance between unit descriptors.
 _ODDS_PER_DISTANCE = 20.0
-_PART_ODDS = 5.0
+PART_ODDS = 5.0
 # The log odds of a cell are clipped to this, so that its label can change within a few frames.
-_MAX_LOGIT = 4.0
-_PART_BLUR_PATCHES = 2.0
+MAX_LOGIT = 4.0
+PART_BLUR_PATCHES = 2.0
 # How far an outline may be from the true edge, in distances of the backbone's cells.
 _EDGE_REACH_PATCHES = 1.0
 _EIGHT = np.ones((3, 3), bool)
@@ -76,13 +76,13 @@ def make_part_map(
         nothing = np.zeros(grid.grid_hw, np.uint8)
         empty = np.zeros(image.shape[:2], np.uint8)
         return PartMap(nothing if part_ids else None, num_parts, empty, nothing.astype(np.float32))
-    logits = np.clip(codebook.logits(cells.rows), -_MAX_LOGIT, _MAX_LOGIT).reshape(cells.grid.grid_hw)
+    logits = np.clip(codebook.logits(cells.rows), -MAX_LOGIT, MAX_LOGIT).reshape(cells.grid.grid_hw)
     if background is not None:
-        logits = np.where(np.kron(background, np.ones((cells.factor,) * 2, bool)), -_MAX_LOGIT, logits)
-    logits = np.where(_speckles(logits > 0, min_component_share), -_MAX_LOGIT, logits)
+        logits = np.where(np.kron(background, np.ones((cells.factor,) * 2, bool)), -MAX_LOGIT, logits)
+    logits = np.where(_speckles(logits > 0, min_component_share), -MAX_LOGIT, logits)
     distances = squared_distances(cells.part_rows, codebook.parts).T.reshape(-1, *cells.grid.grid_hw)
     small_hw = seen.gray.shape if seen.gray is not None else grid.grid_hw
-    on_cells = torch.from_numpy(_soft_parts(logits, distances, _PART_BLUR_PATCHES * cells.factor))
+    on_cells = torch.from_numpy(_soft_parts(logits, distances, PART_BLUR_PATCHES * cells.factor))
     soft: FloatArray = cells.grid.upsample(on_cells, small_hw).numpy()
     soft = memory.blend(soft, numbers, seen, grid)
     foreground = grid.cell_means(1.0 - soft[:1])[0]
@@ -106,7 +106,7 @@ def _soft_parts(logits: FloatArray, distances: FloatArray, blur_cells: float) ->
     """Probabilities ``(P + 1, h, w)`` of background and each part; they sum to 1."""
     foreground = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     distances = _settled(distances, foreground, blur_cells)
-    nearness = np.exp(-_PART_ODDS * (distances - distances.min(axis=0)))
+    nearness = np.exp(-PART_ODDS * (distances - distances.min(axis=0)))
     parts = foreground * nearness / nearness.sum(axis=0)
     return np.concatenate([1.0 - foreground[None], parts]).astype(np.float32)
 
@@ -123,6 +123,11 @@ def _speckles(mask: npt.NDArray[np.bool_], min_share: float) -> npt.NDArray[np.b
     return np.asarray(small[pieces], bool)
 
 
+def edge_reach_px(grid: PatchGrid) -> int:
+    """How far from an outline its true edge is looked for, in pixels of the frame."""
+    return max(1, round(_EDGE_REACH_PATCHES * max(grid.stride_px)))
+
+
 def _soft_labels(
     image: npt.NDArray[np.uint8], grid: PatchGrid, soft: FloatArray, numbers: IntArray, *, guided: bool
 ) -> npt.NDArray[np.uint8]:
@@ -130,7 +135,7 @@ def _soft_labels(
     size = image.shape[1::-1]
     foreground = np.asarray(1.0 - soft[0], np.float32)
     if guided:
-        radius = max(1, round(_EDGE_REACH_PATCHES * max(grid.stride_px)))
+        radius = edge_reach_px(grid)
         foreground = fast_guided_filter(image, foreground[None], radius_px=radius)[0]
     inside = cv2.compare(cv2.resize(foreground, size, interpolation=cv2.INTER_LINEAR), 0.5, cv2.CMP_GE)
     best = np.asarray(numbers[soft[1:].argmax(axis=0)], np.uint8)

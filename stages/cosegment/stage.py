@@ -31,8 +31,8 @@ from stages.cosegment.codebook import (
     without_background,
 )
 from stages.cosegment.config import CosegmentConfig
-from stages.cosegment.observation import Observation, features_of, label_cells
-from stages.cosegment.part_maps import make_part_map
+from stages.cosegment.labeler import FrameLabeler
+from stages.cosegment.observation import Observation, features_of
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.part_space import find_part_space
 from stages.cosegment.part_statistics import PartStatistics
@@ -40,7 +40,6 @@ from stages.cosegment.proposals import Proposer
 from stages.cosegment.shots import ShotDetector
 from stages.cosegment.stillness import StillRegion, find_still_cells
 from stages.cosegment.survey import Survey
-from stages.cosegment.temporal_maps import TemporalMaps
 
 _MAX_WARNINGS = 50
 _MAX_FITS_REPORTED = 200
@@ -92,7 +91,7 @@ class Cosegmenter:
         self.surveyed = False
         self._codebook: Codebook | None = None
         self._numbers = PartNumbers(config.match_distance)
-        self._memory = TemporalMaps(config.foreground_memory, config.part_memory)
+        self._labeler = FrameLabeler(config, self._space)
         self._shots = ShotDetector(config.cut_similarity, config.cut_drop, self._space)
         self._waiting: list[Packet] = []
         self._reason = "start"
@@ -113,7 +112,7 @@ class Cosegmenter:
             "surveyed": self.surveyed,
             "codebook": None if self._codebook is None else self._codebook.state(),
             "numbers": self._numbers.state(),
-            "memory": self._memory.state(),
+            "memory": self._labeler.state(),
             "shots": self._shots.state(),
             "waiting": [packet_state(packet) for packet in self._waiting],
             "device": str(features_of(self._waiting[0]).data.device) if self._waiting else "cpu",
@@ -136,7 +135,7 @@ class Cosegmenter:
         self.surveyed = state["surveyed"]
         self._codebook = None if state["codebook"] is None else Codebook.from_state(state["codebook"])
         self._numbers.restore(state["numbers"])
-        self._memory.restore(state["memory"])
+        self._labeler.restore(state["memory"])
         self._shots.restore(state["shots"])
         device = state["device"] if torch.cuda.is_available() else "cpu"
         self._waiting = [packet_from_state(packet, device) for packet in state["waiting"]]
@@ -235,7 +234,7 @@ class Cosegmenter:
         if not waiting:
             return
         window = list(self._recent)[-len(waiting) :]
-        self._memory.reset()
+        self._labeler.reset()
         self.current_index = waiting[0].index
         self._fit(window, waiting[0].index, self._reason, features_of(waiting[0]).grid)
         background = None if self._still is None else self._still.cells()
@@ -322,18 +321,12 @@ class Cosegmenter:
     ) -> Packet:
         assert self._codebook is not None
         self.current_index, grid = packet.index, features_of(packet).grid
-        parts = make_part_map(
-            packet.frame.image,
-            grid,
+        parts = self._labeler(
+            packet,
             window[place],
-            label_cells(packet, window[place], self._space),
             self._codebook,
             self._numbers.current,
-            self._memory,
             num_parts=self._numbers.highest,
-            refine=self.config.refine,
-            min_component_share=self.config.min_component_share,
-            part_ids=self.config.part_ids,
             background=background,
         )
         self._statistics.count(packet.index, parts)

@@ -14,8 +14,8 @@ from stages.cosegment.observation import Observation
 
 # Cosine of a cell to the one the flow says it came from, at which the past counts nothing and fully. Wrong
 # foreground is worse than a wrong part, so it asks for more.
-_FOREGROUND_COSINE = (0.5, 0.8)
-_PART_COSINE = (0.1, 0.4)
+FOREGROUND_COSINE = (0.5, 0.8)
+PART_COSINE = (0.1, 0.4)
 
 
 class TemporalMaps:
@@ -68,10 +68,10 @@ class TemporalMaps:
         where = flow_targets(flow)
         nothing = np.zeros_like(maps[0])
         past = np.stack([cv2.remap(self._maps.get(key, nothing), where, None, cv2.INTER_LINEAR) for key in keys])
-        background = maps[0] + self._memory * _ramp(agreement, _FOREGROUND_COSINE) * (past[0] - maps[0])
+        background = maps[0] + self._memory * _ramp(agreement, FOREGROUND_COSINE) * (past[0] - maps[0])
         # What is foreground may change quickly; which part it is, given that it is foreground, hardly ever does.
         # Weighted by how much foreground there was, so that new ground takes its part from the new frame.
-        share = self._part_memory * _ramp(agreement, _PART_COSINE)
+        share = self._part_memory * _ramp(agreement, PART_COSINE)
         joint = (1.0 - share) * maps[1:] + share * past[1:]
         joint *= (1.0 - background) / np.maximum(joint.sum(axis=0), 1e-6)
         return np.concatenate([background[None], joint]).astype(np.float32)

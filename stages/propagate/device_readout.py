@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.device_filter import DeviceGuidedFilter
 from pipeline.core.device_stream import DeviceStreams, streams_of
 from pipeline.core.host_copy import fetch, send
 from pipeline.core.records import PatchGrid
 from pipeline.core.resizing import shrunk
 from stages.propagate import edges
 from stages.propagate.config import PropagateConfig
-from stages.propagate.device_filter import DeviceGuidedFilter
 from stages.propagate.label_maps import FrameLabels, pixel_winners, stretch_channel
 
 _LEAST_SUM = 1e-6

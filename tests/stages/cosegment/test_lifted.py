@@ -16,7 +16,7 @@ from tests.stages.cosegment.scenes import CELL, FAST, SIZE, moving_square
 _CONFIG = load_config(CosegmentConfig, {**FAST, "refine": "none", "foreground_memory": 0.0}, origin="test")
 
 
-def _lifted(packets: Iterator[Packet], shift: int) -> Iterator[Packet]:
+def lifted(packets: Iterator[Packet], shift: int) -> Iterator[Packet]:
     """The same scene with cells of half the size, its object half a cell further right on LiFT's grid alone."""
     for packet in packets:
         coarse = packet.features
@@ -33,7 +33,7 @@ def _foreground(packets: Iterator[Packet]) -> tuple[list[np.ndarray], Cosegmente
 
 def test_the_outline_lies_where_lifted_cells_see_it() -> None:
     plain, _ = _foreground(moving_square(8))
-    shifted, _ = _foreground(_lifted(moving_square(8), shift=1))
+    shifted, _ = _foreground(lifted(moving_square(8), shift=1))
     for before, after in zip(plain, shifted, strict=True):
         moved = np.roll(before, CELL // 2, axis=1)
         assert np.count_nonzero(moved & after) > 0.95 * np.count_nonzero(moved | after)
@@ -41,14 +41,14 @@ def test_the_outline_lies_where_lifted_cells_see_it() -> None:
 
 def test_what_is_learned_does_not_depend_on_lift() -> None:
     _, plain = _foreground(moving_square(8))
-    _, lifted = _foreground(_lifted(moving_square(8), shift=3))
+    _, lifted = _foreground(lifted(moving_square(8), shift=3))
     one, other = plain.state()["codebook"], lifted.state()["codebook"]
     np.testing.assert_array_equal(one["parts"], other["parts"])
     np.testing.assert_array_equal(one["discriminant"]["weights"], other["discriminant"]["weights"])
 
 
 def test_the_foreground_and_the_parts_of_cells_stay_on_the_grid_of_the_backbone() -> None:
-    for packet in Cosegmenter(_CONFIG)(_lifted(moving_square(6), shift=0)):
+    for packet in Cosegmenter(_CONFIG)(lifted(moving_square(6), shift=0)):
         assert packet.parts is not None
         assert packet.parts.foreground.shape == SIZE
         assert packet.parts.part_ids is not None

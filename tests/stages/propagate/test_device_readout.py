@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.core.device_filter import DeviceGuidedFilter
 from pipeline.core.guided_filter import GuidedFilter
 from pipeline.core.records import PatchGrid
 from stages.propagate.config import PropagateConfig
-from stages.propagate.device_filter import DeviceGuidedFilter
 from stages.propagate.device_readout import follow_edges_everywhere, iou_on_device, read_out
 from stages.propagate.edges import follow_edges
 from stages.propagate.label_maps import decode_labels, expected_iou, refine_labels

@@ -28,11 +28,15 @@ class DeviceGuidedFilter:
 
     def __call__(self, values: Tensor) -> Tensor:
         """The filtered map ``(H, W)``."""
+        return apply_fit(self.fit(values), self._guide)
+
+    def fit(self, values: Tensor) -> Tensor:
+        """The mean linear fit at every pixel of a map ``(H, W)``: slopes for R, G, B and the intercept."""
         mean = self._mean(values[None])[0]
         against = self._mean(self._guide * values) - self._means * mean
         slopes = (self._inverse * against[None]).sum(1)
         intercept = mean - (slopes * self._means).sum(0)
-        return (self._mean(slopes) * self._guide).sum(0) + self._mean(intercept[None])[0]
+        return self._mean(torch.cat([slopes, intercept[None]]))
 
     def _mean(self, maps: Tensor) -> Tensor:
         """Means over windows of maps ``(K, H, W)``, mirrored at the border with the border pixel repeated."""
@@ -41,6 +45,11 @@ class DeviceGuidedFilter:
             where = torch.arange(-self._radius, length + self._radius, device=maps.device) % (2 * length)
             maps = maps.index_select(dim, torch.where(where >= length, 2 * length - 1 - where, where))
         return F.avg_pool2d(maps[None], 2 * self._radius + 1, stride=1)[0]
+
+
+def apply_fit(fit: Tensor, guide: Tensor) -> Tensor:
+    """The map ``(H, W)`` of a fit ``(4, H, W)`` on a guide ``(3, H, W)``."""
+    return (fit[:3] * guide).sum(0) + fit[3]
 
 
 def _inverse(matrix: Tensor) -> Tensor:
