@@ -1,9 +1,9 @@
 """The part map of a frame made on a card: discriminant, parts and their average over time.
 
-The same numbers as ``part_maps.make_part_map`` and ``temporal_maps.TemporalMaps``, to float rounding, from features
-that are on the card. The only wait is for the result. The codebook and the flow go to the card in one copy, the small
-copies of the picture in another; the index mask comes back as uint8. What the codebook learns from a frame is small
-and stays on the host.
+The same numbers as ``part_maps.make_part_map`` and ``temporal_maps.TemporalMaps``, to float rounding, from
+features that are on the card. The only wait is for the result. The codebook and the flow go to the card in one
+copy, the small copies of the picture in another; the index mask comes back as uint8. What the codebook learns from
+a frame is small and stays on the host.
 """
 
 from __future__ import annotations
