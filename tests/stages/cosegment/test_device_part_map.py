@@ -84,7 +84,8 @@ def same(found: list[Packet], wanted: list[Packet]) -> None:
         np.testing.assert_allclose(one.parts.foreground, other.parts.foreground, atol=2e-3)
         assert (one.parts.part_ids is None) == (other.parts.part_ids is None)
         if one.parts.part_ids is not None:
-            assert (one.parts.part_ids != other.parts.part_ids).mean() < 0.01
+            clear = np.abs(other.parts.foreground - 0.5) > 1e-4  # else rounding decides
+            assert (one.parts.part_ids != other.parts.part_ids)[clear].mean() < 0.01
 
 
 @pytest.mark.parametrize(

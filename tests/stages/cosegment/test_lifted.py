@@ -41,8 +41,8 @@ def test_the_outline_lies_where_lifted_cells_see_it() -> None:
 
 def test_what_is_learned_does_not_depend_on_lift() -> None:
     _, plain = _foreground(moving_square(8))
-    _, lifted = _foreground(lifted(moving_square(8), shift=3))
-    one, other = plain.state()["codebook"], lifted.state()["codebook"]
+    _, finer = _foreground(lifted(moving_square(8), shift=3))
+    one, other = plain.state()["codebook"], finer.state()["codebook"]
     np.testing.assert_array_equal(one["parts"], other["parts"])
     np.testing.assert_array_equal(one["discriminant"]["weights"], other["discriminant"]["weights"])
 
