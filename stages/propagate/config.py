@@ -49,6 +49,7 @@ class PropagateConfig(StrictModel):
     prior_sigma_cells: float | None = Field(None, gt=0)
     prior_floor: float | None = Field(None, gt=0, le=1)
     prior_motion: bool = False
+    max_step_cells: float | None = Field(None, gt=0)
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True

@@ -37,6 +37,7 @@ from stages.propagate.label_maps import (
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
+from stages.propagate.reach import drop_out_of_reach
 from stages.propagate.search import LabelSearch
 from stages.propagate.target_model import Corrected, TargetModel, correct
 
@@ -189,6 +190,7 @@ class Propagator:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
         fine = self._search(descriptors, self._memory.entries(), windows, motion)
+        fine = self._within_reach(packet.index, fine)
         corrected = self._correct(descriptors, fine)
         fine, shown, estimate = corrected.labels, corrected.mask, corrected.estimate
         image = packet.frame.image
@@ -197,6 +199,21 @@ class Propagator:
             config = self.config.model_copy(update={"refine": refine})
             return read_out(fine, estimate, image, grid, self._objects.ids, config, shown=shown)
         return FrameLabels(fine, self._decode(shown, image, grid), expected_iou(fine, estimate))
+
+    def _within_reach(self, index: int, fine: Tensor) -> Tensor:
+        """The labels without what is farther from each object's last place than it can have moved."""
+        config, latest = self.config, self._latest()
+        if config.max_step_cells is None:
+            return fine
+        step = config.max_step_cells
+        if config.radius_unit == "patch":
+            step *= self._search.cells_per_patch
+        frames = index - latest.frame_index
+        return drop_out_of_reach(fine, latest.labels, step_cells=step, parts=config.label_cells, frames=frames)
+
+    def _latest(self) -> Memory:
+        """The last frame in memory."""
+        return max(self._memory.entries(), key=lambda memory: memory.frame_index)
 
     def _correct(self, descriptors: Tensor, fine: Tensor) -> Corrected:
         """The labels after the target model's corrections."""
@@ -211,7 +228,7 @@ class Propagator:
         config = self.config
         if not config.prior_motion or config.prior_sigma_cells is None:
             return None
-        latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
+        latest = self._latest()
         past, window = latest.descriptors, self._search.on_features(self._window)
         offset = measure_motion(descriptors, past, window, max_bytes=config.max_bytes, kernel=config.kernel)
         return offset / (index - latest.frame_index)
