@@ -3,8 +3,8 @@
 Matches are looked for in wide windows, so that fast objects are found again. What resembles an object elsewhere in
 its window gets some of its label in this way, and once it has some it gets more in each frame (the drift onto
 distractors). An object that was seen in the frame before is near that place: within a few cells, and more the
-larger it is, because large objects are near the camera and move and grow faster. An object that was not seen in the
-frame before may come back anywhere.
+larger it is, because large objects are near the camera and move and grow faster. An object that was not seen in
+the frame before may come back anywhere.
 """
 
 from __future__ import annotations
