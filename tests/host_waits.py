@@ -150,7 +150,8 @@ def _propagate(**settings: Any) -> Callable[[Place], Callable[[int], object]]:
 ACCURATE = {
     "context_frames": 2,  # priors are sent again until the memory is full
     "color_weight": 0.1, "prior_sigma_cells": 4, "prior_floor": 0.65, "prior_motion": True, "label_cells": 4,
-    "target_model": {"weight": 0.5, "mask_weight": 0.3}, "refine": {"crf_weight": 1.0}, "object_weight": 1.13,
+    "target_model": {"weight": 0.5, "mask_weight": 0.3}, "refine": {"crf_weight": 1.0},
+    "object_weight": "confidence", "max_step_cells": 4,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -49,13 +49,14 @@ class PropagateConfig(StrictModel):
     prior_sigma_cells: float | None = Field(None, gt=0)
     prior_floor: float | None = Field(None, gt=0, le=1)
     prior_motion: bool = False
+    max_step_cells: float | None = Field(None, gt=0)
     top_k: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     keep_ties: bool = True
     first_labels: Sampling = "area"
     label_cells: int = Field(1, ge=1, le=16)
     stretch: Stretch = "channel"
-    object_weight: float = Field(1.0, gt=0)
+    object_weight: Annotated[float, Field(gt=0)] | Literal["confidence"] = 1.0
     upsample_factor: int | None = Field(None, ge=1)
     target_model: TargetModelConfig = TargetModelConfig()
     refine: RefineConfig = RefineConfig()

@@ -21,6 +21,7 @@ from pipeline.core.resizing import shrunk
 from stages.propagate import edges
 from stages.propagate.config import PropagateConfig
 from stages.propagate.label_maps import FrameLabels, pixel_winners, stretch_channel
+from stages.propagate.thresholds import weights_of_objects
 
 _LEAST_SUM = 1e-6
 
@@ -49,8 +50,10 @@ def read_out(
         shown: The labels that the index mask is made of, of the shape of ``fine``; ``fine`` if None.
     """
     streams = streams or streams_of(fine.device)
-    mask = mask_on_device(fine if shown is None else shown, image, grid, object_ids, config, streams)
     confidence = iou_on_device(fine, estimate)
+    weights = weights_of_objects(config.object_weight, confidence)
+    shown = fine if shown is None else shown
+    mask = mask_on_device(shown, image, grid, object_ids, config, streams, weights=weights)
     flat = torch.cat([mask.flatten(), confidence.view(torch.uint8)])
     (values,) = fetch(streams, [flat])
     size = grid.image_hw
@@ -66,6 +69,8 @@ def mask_on_device(
     object_ids: tuple[int, ...],
     config: PropagateConfig,
     streams: DeviceStreams,
+    *,
+    weights: float | Tensor,
 ) -> Tensor:
     """The index mask, uint8 ``(H, W)``, on the device."""
     if not config.refine.enabled:
@@ -74,7 +79,7 @@ def mask_on_device(
             object_ids,
             grid.subdivided(config.label_cells),
             stretch=config.stretch,
-            object_weight=config.object_weight,
+            object_weight=weights,
             upsample_factor=config.upsample_factor,
         )
     size = (grid.grid_hw[0] * config.refine.cell_px, grid.grid_hw[1] * config.refine.cell_px)
@@ -88,7 +93,7 @@ def mask_on_device(
         smooth = DeviceGuidedFilter(guide, radius_px=config.refine.radius_px, epsilon=config.refine.epsilon)
         filtered = torch.stack([smooth(channel) for channel in maps[1:]])
         background = 1 - filtered.sum(0, keepdim=True)
-        maps = torch.cat([background, filtered * config.object_weight])
+        maps = torch.cat([background, filtered * weights])
         if config.refine.crf_weight:
             color = cv2.cvtColor(small.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
             lab = send(streams, color).permute(2, 0, 1)

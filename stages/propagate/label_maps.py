@@ -106,7 +106,7 @@ def decode_labels(
     grid: PatchGrid,
     *,
     stretch: Stretch = "none",
-    object_weight: float = 1.0,
+    object_weight: float | Tensor = 1.0,
     upsample_factor: int | None = None,
 ) -> IndexMask:
     """The index mask, at the frame's size, of soft label maps.
@@ -117,7 +117,7 @@ def decode_labels(
         grid: The feature grid.
         stretch: "channel" stretches each upsampled channel to [0, 1] over the frame (DINO); "pixel" each pixel
             over its channels (videowalk), which never changes the winner.
-        object_weight: Factor on the objects' channels against the background's.
+        object_weight: Factor on the objects' channels against the background's; ``(K, 1, 1)`` for one each.
         upsample_factor: Pixels per cell of the upsampled map, which then goes to the frame's size by nearest
             neighbor (DINO: the patch size). None upsamples straight to the frame's size.
 
@@ -136,7 +136,7 @@ def pixel_winners(
     grid: PatchGrid,
     *,
     stretch: Stretch = "none",
-    object_weight: float = 1.0,
+    object_weight: float | Tensor = 1.0,
     upsample_factor: int | None = None,
 ) -> Tensor:
     """The index mask of :func:`decode_labels` on the device of ``labels``; nothing waits for it."""
@@ -150,7 +150,9 @@ def pixel_winners(
         values = grid.upsample(labels[channel : channel + 1], size)[0]
         if stretch == "channel":
             values = stretch_channel(values)
-        if channel and object_weight != 1:
+        if channel and isinstance(object_weight, Tensor):
+            values = values * object_weight[channel - 1]
+        elif channel and object_weight != 1:
             values = values * object_weight
         if highest is None:
             highest = values
@@ -171,7 +173,7 @@ def refine_labels(
     epsilon: float,
     crf_weight: float = 0.0,
     stretch: Stretch = "none",
-    object_weight: float = 1.0,
+    object_weight: float | Tensor = 1.0,
 ) -> Tensor:
     """Soft maps smoothed along the frame's edges, at a working size of ``cell_px`` pixels per cell of ``grid``.
 
@@ -184,7 +186,7 @@ def refine_labels(
         epsilon: Its epsilon, for colors in [0, 1].
         crf_weight: Of :func:`~stages.propagate.edges.follow_edges` after the filter; 0 leaves it out.
         stretch: "channel" stretches each channel to [0, 1] first, after which they are scaled to sum to 1.
-        object_weight: Factor on the objects' channels against the background's.
+        object_weight: Factor on the objects' channels against the background's; ``(K, 1, 1)`` for one each.
 
     Returns:
         float32 ``(K + 1, h'', w'')`` that covers the frame, on the device of ``labels``.

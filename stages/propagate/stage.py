@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,19 +23,18 @@ from pipeline.core.state import State
 from pipeline.formats.masks import object_ids
 from stages.propagate.config import PropagateConfig, at_distance, make_windows
 from stages.propagate.descriptors import add_color, joint_descriptors
-from stages.propagate.device_readout import read_out
+from stages.propagate.device_readout import read_out as read_out_on_device
 from stages.propagate.discovery import Discovery, ObjectFinder
 from stages.propagate.label_maps import (
     FrameLabels,
     IndexMask,
-    decode_labels,
     encode_mask,
-    expected_iou,
-    refine_labels,
 )
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
+from stages.propagate.reach import drop_out_of_reach
+from stages.propagate.readout import read_out
 from stages.propagate.search import LabelSearch
 from stages.propagate.target_model import Corrected, TargetModel, correct
 
@@ -189,14 +187,30 @@ class Propagator:
             windows.append(at_distance(self.config, self._window, packet.index - memory.frame_index))
         motion = self._motion(packet.index, descriptors)
         fine = self._search(descriptors, self._memory.entries(), windows, motion)
+        fine = self._within_reach(packet.index, fine)
         corrected = self._correct(descriptors, fine)
         fine, shown, estimate = corrected.labels, corrected.mask, corrected.estimate
-        image = packet.frame.image
+        image, ids = packet.frame.image, self._objects.ids
+        refine = self.config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
+        config = self.config.model_copy(update={"refine": refine})
         if not fine.is_cpu:
-            refine = self.config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
-            config = self.config.model_copy(update={"refine": refine})
-            return read_out(fine, estimate, image, grid, self._objects.ids, config, shown=shown)
-        return FrameLabels(fine, self._decode(shown, image, grid), expected_iou(fine, estimate))
+            return read_out_on_device(fine, estimate, image, grid, ids, config, shown=shown)
+        return read_out(fine, estimate, shown, image, grid, ids, config)
+
+    def _within_reach(self, index: int, fine: Tensor) -> Tensor:
+        """The labels without what is farther from each object's last place than it can have moved."""
+        config, latest = self.config, self._latest()
+        if config.max_step_cells is None:
+            return fine
+        step = config.max_step_cells
+        if config.radius_unit == "patch":
+            step *= self._search.cells_per_patch
+        frames = index - latest.frame_index
+        return drop_out_of_reach(fine, latest.labels, step_cells=step, parts=config.label_cells, frames=frames)
+
+    def _latest(self) -> Memory:
+        """The last frame in memory."""
+        return max(self._memory.entries(), key=lambda memory: memory.frame_index)
 
     def _correct(self, descriptors: Tensor, fine: Tensor) -> Corrected:
         """The labels after the target model's corrections."""
@@ -211,35 +225,10 @@ class Propagator:
         config = self.config
         if not config.prior_motion or config.prior_sigma_cells is None:
             return None
-        latest = max(self._memory.entries(), key=lambda memory: memory.frame_index)
+        latest = self._latest()
         past, window = latest.descriptors, self._search.on_features(self._window)
         offset = measure_motion(descriptors, past, window, max_bytes=config.max_bytes, kernel=config.kernel)
         return offset / (index - latest.frame_index)
-
-    def _decode(self, fine: Tensor, image: npt.NDArray[np.uint8], grid: PatchGrid) -> IndexMask:
-        config, refine = self.config, self.config.refine
-        if not refine.enabled:
-            return decode_labels(
-                fine,
-                self._objects.ids,
-                grid.subdivided(config.label_cells),
-                stretch=config.stretch,
-                object_weight=config.object_weight,
-                upsample_factor=config.upsample_factor,
-            )
-        refined = refine_labels(
-            fine,
-            image,
-            grid,
-            cell_px=self._search.refine_cell_px,
-            radius_px=refine.radius_px,
-            epsilon=refine.epsilon,
-            crf_weight=refine.crf_weight,
-            stretch=config.stretch,
-            object_weight=config.object_weight,
-        )
-        covering = PatchGrid.covering(grid.image_hw, (refined.shape[1], refined.shape[2]))
-        return decode_labels(refined, self._objects.ids, covering)
 
     def _given(self, packet: Packet, mask: IndexMask) -> Discovery | None:
         """A mask of the caller, None where it shows no object; from the first one on nothing is discovered."""

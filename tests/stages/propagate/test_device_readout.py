@@ -17,6 +17,7 @@ from stages.propagate.device_readout import follow_edges_everywhere, iou_on_devi
 from stages.propagate.edges import follow_edges
 from stages.propagate.label_maps import decode_labels, expected_iou, refine_labels
 from stages.propagate.propagation import propagate_labels
+from stages.propagate.readout import read_out as read_out_on_host
 from stages.propagate.selection import Scores, Selection
 from stages.propagate.windows import Window
 from tests.simulated_device import SimulatedDevice
@@ -84,6 +85,18 @@ def test_masks_are_those_of_the_host(settings: dict[str, Any]) -> None:
     assert found.index_mask.dtype == np.uint8
     assert (found.index_mask != want).mean() < 0.005
     np.testing.assert_allclose(found.confidence, expected_iou(fine), rtol=1e-5)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_confidence_sets_the_threshold_as_on_the_host(enabled: bool) -> None:
+    settings = {"object_weight": "confidence", "refine": {"enabled": enabled, "crf_weight": 1.0}}
+    config = PropagateConfig.model_validate(settings)
+    fine = soft(3, *GRID.grid_hw)
+    want = read_out_on_host(fine, fine, fine, IMAGE, GRID, (3, 7), config)
+    found = read_out(fine, fine, IMAGE, GRID, (3, 7), config)
+    assert (found.index_mask != want.index_mask).mean() < 0.005
+    plain = read_out(fine, fine, IMAGE, GRID, (3, 7), config.model_copy(update={"object_weight": 1.0}))
+    assert (found.index_mask > 0).sum() > (plain.index_mask > 0).sum()
 
 
 def test_the_mask_may_be_made_of_other_labels_than_are_remembered() -> None:
