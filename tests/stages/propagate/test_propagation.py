@@ -137,7 +137,9 @@ def test_priors_around_motion_equal_the_naive_version(size: tuple[int, int]) -> 
 @pytest.fixture(scope="module")
 def real_features(clip: Path) -> list[Tensor]:
     """Tokens of four frames of the bundled clip from the bundled backbone, 6 x 10 cells."""
-    extract = ExtractConfig(facets=("token@11:norm",), short_side=84, device="cpu", saliency="none", cls="none")
+    extract = ExtractConfig(
+        facets=("token@11:norm",), short_side=84, device="cpu", saliency="none", cls="none", lift="none"
+    )
     decode = DecodeConfig(every=8, end_seconds=1.2)
     frames = Decoder(decode, probe(clip, decode))()
     packets = Extractor(extract)(itertools.islice(frames, 4))
