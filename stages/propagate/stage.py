@@ -200,7 +200,7 @@ class Propagator:
     def _within_reach(self, index: int, fine: Tensor) -> Tensor:
         """The labels without what is farther from each object's last place than it can have moved."""
         config, latest = self.config, self._latest()
-        if config.max_step_cells is None:
+        if config.max_step_cells is None or len(self._objects) < 2:
             return fine
         step = config.max_step_cells
         if config.radius_unit == "patch":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 ObjectWeight = float | Literal["confidence"]
@@ -23,16 +22,15 @@ def weights_of_objects(setting: ObjectWeight, confidence: Tensor) -> float | Ten
 
     Args:
         setting: ``propagate.object_weight``.
-        confidence: float32 ``(K,)``; an object that wins no cell has 0, and a factor of 1: it is gone.
+        confidence: float32 ``(K,)``.
 
     Returns:
         The setting, or for "confidence" one factor per object, ``(K, 1, 1)``.
 
     >>> weights = weights_of_objects("confidence", torch.tensor([1.0, 0.64, 0.2, 0.0]))
     >>> [round(value, 2) for value in weights.flatten().tolist()]
-    [1.0, 1.25, 1.6, 1.0]
+    [1.0, 1.25, 1.6, 1.6]
     """
     if setting != "confidence":
         return setting
-    weights = confidence.clamp(min=LARGEST**-2).rsqrt().clamp(1, LARGEST)
-    return torch.where(confidence > 0, weights, 1.0)[:, None, None]
+    return confidence.clamp(min=LARGEST**-2).rsqrt().clamp(1, LARGEST)[:, None, None]

@@ -1,10 +1,12 @@
 """How far labels may be from where an object was, against a naive loop over cells and on a made clip."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core.records import Features, Frame, Packet, PatchGrid
+from pipeline.core.records import Features, Frame, LabelMap, Packet, PatchGrid
 from stages.propagate import PropagateConfig, Propagator
 from stages.propagate.reach import SEEN, STEP_PER_SIZE, drop_out_of_reach
 
@@ -51,7 +53,8 @@ GRID = PatchGrid((HEIGHT * PX, WIDTH * PX), (HEIGHT, WIDTH), (PX, PX), ((PX - 1)
 
 
 def scene(index: int, *, column: int | None, twin: bool) -> Packet:
-    """An object of 2 x 2 cells at a column, None for none, and one that looks the same in the far corner."""
+    """Object 1 of 2 x 2 cells at a column, None for none, one that looks the same in a far corner,
+    and object 2, which stays where it is."""
     data = torch.zeros(3, HEIGHT, WIDTH)
     data[0] = 1
     spots = [(6, 13)] if twin else []
@@ -59,28 +62,32 @@ def scene(index: int, *, column: int | None, twin: bool) -> Packet:
         spots.append((1, column))
     for row, left in spots:
         data[:, row : row + 2, left : left + 2] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+    data[:, 6:8, 1:3] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
     image = np.zeros((HEIGHT * PX, WIDTH * PX, 3), np.uint8)
     return Packet(Frame(image, index, index / 25), Features(data, GRID))
 
 
-def propagate(packets: list[Packet], step: float | None) -> list[np.ndarray]:
-    config = PropagateConfig.model_validate(
-        {"max_step_cells": step, "radius_cells": 0, "refine": {"enabled": False}, "top_k": 1, "keep_ties": False}
-    )
+def propagate(packets: list[Packet], step: float | None, **settings: Any) -> list[LabelMap]:
+    shared = {
+        "max_step_cells": step,
+        "radius_cells": 0,
+        "refine": {"enabled": False},
+        "top_k": 1,
+        "keep_ties": False,
+    }
+    config = PropagateConfig.model_validate(shared | settings)
     mask = np.zeros((HEIGHT * PX, WIDTH * PX), np.uint8)
     mask[PX : 3 * PX, PX : 3 * PX] = 1
+    mask[6 * PX : 8 * PX, PX : 3 * PX] = 2
     propagator = Propagator(config, masks={0: mask})
-    masks = []
-    for packet in propagator(packets):
-        assert packet.labels is not None
-        masks.append(packet.labels.index_mask)
-    return masks
+    return [packet.labels for packet in propagator(packets) if packet.labels is not None]
 
 
 def test_a_twin_far_away_gets_no_label_and_what_left_comes_back_anywhere() -> None:
     columns = [1, 2, 3, None, None, 9, 9]
     packets = [scene(i, column=c, twin=i in (1, 2)) for i, c in enumerate(columns)]
-    free, bound = propagate(packets, None), propagate(packets, 2)
+    free = [labels.index_mask == 1 for labels in propagate(packets, None)]
+    bound = [labels.index_mask == 1 for labels in propagate(packets, 2)]
     twin = np.s_[6 * PX : 8 * PX, 13 * PX : 15 * PX]
     assert free[1][twin].mean() > 0.5
     assert not bound[1][twin].any()
@@ -89,3 +96,14 @@ def test_a_twin_far_away_gets_no_label_and_what_left_comes_back_anywhere() -> No
     assert not bound[3].any()
     assert not bound[4].any()
     assert bound[5][PX : 3 * PX, 9 * PX : 11 * PX].mean() > 0.5
+
+
+def test_an_object_that_left_is_not_believed_in_and_comes_back_with_its_confidence() -> None:
+    columns = [1, 2, 3, *[None] * 8, 9, 9, 9]
+    packets = [scene(i, column=c, twin=False) for i, c in enumerate(columns)]
+    model = {"weight": 0.5, "mask_weight": 0.3}
+    for step, weight in ((None, 1.0), (2, "confidence")):
+        labels = propagate(packets, step, top_k=5, target_model=model, object_weight=weight)
+        assert labels[2].confidence[0] > 0.5
+        assert all(found.confidence[0] < 0.2 for found in labels[8:11])
+        assert labels[-1].confidence[0] > 0.5
