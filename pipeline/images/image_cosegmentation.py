@@ -63,11 +63,6 @@ class SetImage:
     evidence: FloatArray | None = None
     part_rows: FloatArray | None = None
 
-    @property
-    def for_parts(self) -> FloatArray:
-        """The rows that parts are clustered on."""
-        return self.rows if self.part_rows is None else self.part_rows
-
 
 @dataclass(frozen=True, slots=True)
 class SetOptions:
@@ -190,7 +185,7 @@ class PartModel:
 
     def _energies(self, image: SetImage, logits: FloatArray) -> FloatArray:
         """Unary energies ``(P + 1, h, w)``: squared distances to the parts and, last, to the background."""
-        distances = self.scale * squared_distances(image.for_parts, self.parts)
+        distances = self.scale * squared_distances(_part_rows(image, logits > 0), self.parts)
         if self.centers is not None and len(self.centers):
             background = squared_distances(image.rows, self.centers).min(axis=1)
         else:
@@ -216,7 +211,7 @@ def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions)
     masks = [values > 0 for values in logits]
     if not any(mask.any() for mask in masks[:num_voting]):
         return None
-    rows = [image.for_parts for image in images]
+    rows = [_part_rows(image, mask) for image, mask in zip(images, masks, strict=True)]
     scale = 1.0
     if any(image.part_rows is not None for image in images):
         scale = _spread([image.rows for image in images]) / max(_spread(rows), 1e-9)
@@ -235,6 +230,19 @@ def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions)
     else:
         parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
     return PartModel(classify, parts, centers, options, scale)
+
+
+def _part_rows(image: SetImage, foreground: BoolArray) -> FloatArray:
+    """The rows that parts are clustered on, ``(N, d)``.
+
+    Rows of their own are taken relative to the mean of the image's foreground: what all cells of an animal have in
+    common says which kind it is, and otherwise sets the bodies of two kinds apart.
+    """
+    if image.part_rows is None:
+        return image.rows
+    if not foreground.any():
+        return image.part_rows
+    return np.asarray(image.part_rows - image.part_rows[foreground].mean(axis=0), np.float32)
 
 
 def _spread(rows: list[FloatArray]) -> float:

@@ -13,7 +13,7 @@ from stages.cosegment import CosegmentConfig
 from stages.cosegment.codebook import fit_codebook
 from stages.cosegment.grouping import group_cells
 from stages.cosegment.observation import Observation
-from stages.cosegment.proposals import FurtherRounds, Proposer, propose_objects, recent_motion
+from stages.cosegment.proposals import MOTION_FRAMES, FurtherRounds, Proposer, propose_objects, recent_motion
 
 HW = (12, 16)
 NOTHING = np.zeros(HW[0] * HW[1], bool)
@@ -107,7 +107,7 @@ def test_motion_of_a_first_frame_is_that_of_the_frames_after_it() -> None:
     early, late = recent_motion(window, 0, GRID), recent_motion(window, 5, GRID)
     inner = np.zeros(HW, bool)
     inner[:, 2:-2] = True
-    np.testing.assert_allclose(late[inner.ravel()], [[6.0, 0.0]] * int(inner.sum()), atol=1e-4)
+    np.testing.assert_allclose(late[inner.ravel()], [[2.0 * MOTION_FRAMES, 0.0]] * int(inner.sum()), atol=1e-4)
     np.testing.assert_allclose(early[inner.ravel()], late[inner.ravel()], atol=1e-4)
     assert not recent_motion(window[:1], 0, GRID).any()
 
