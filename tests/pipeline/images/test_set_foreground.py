@@ -49,7 +49,8 @@ def test_equal_cells_have_no_foreground() -> None:
     rows = np.tile(np.eye(16, dtype=np.float32)[:1], (144, 1))
     assert fit_shared_foreground([rows], [np.zeros(144, np.float32)]) is None
     grid = PatchGrid.from_input((48, 48), (48, 48), patch_px=4, stride_px=4)
-    flat = SetImage(np.zeros((48, 48, 3), np.uint8), grid, rows, np.zeros(144, np.float32), evidence=np.zeros(144))
+    nothing = np.zeros(144, np.float32)
+    flat = SetImage(np.zeros((48, 48, 3), np.uint8), grid, rows, nothing, evidence=nothing)
     options = SetOptions(KmeansOptions(sample_interval=1), method="discriminant", crf=False)
     (result,) = cosegment_images([flat], options)
     assert not result.foreground.any()
