@@ -40,18 +40,14 @@ objects had 1.6 and more, others 1.5 and less."""
 MIN_LOGIT = 1.0
 """Log odds of foreground from which a cell is part of a proposal."""
 
-MAX_DISTANCE = 2.0
-"""Mean squared distance of cells up to which they are one object. Part descriptors of unrelated cells are 2 apart,
-so that appearance alone hardly divides anything: an animal's parts look different too. It takes motion as well."""
+MAX_DISTANCE = 3.2
+"""Mean squared distance of cells up to which they are one object. Descriptors of unrelated cells are 2 apart, so
+that appearance alone divides nothing: an animal's parts look different too. It takes motion as well."""
 
-MOTION_UNIT_PX = 1.5
-"""Motion in one frame, in pixels of the small frame (240 high), that counts as much as a unit descriptor."""
+MOTION_WEIGHT = 1.0
+"""Of the motion, in multiples of what is usual in the frame's foreground, beside unit descriptors."""
 
-MAX_MOTION = 1.2
-"""What the motion of a cell counts at most, in those units: how much faster something is says nothing more, and a
-limb that swings is not an object."""
-
-MOTION_FRAMES = 1
+MOTION_FRAMES = 3
 
 MIN_CELLS = 4
 MIN_SQUARES = 2
@@ -127,7 +123,9 @@ def propose_objects(
     if not inside.any():
         return result.reshape(grid.grid_hw), 0
     rows = seen.part_rows[inside] if seen.part_rows is not None else _centered(seen.rows[inside], rounds.center)
-    vectors = np.concatenate([rows, _limited(recent_motion(window, place, grid)[inside])], axis=1)
+    moved = recent_motion(window, place, grid)[inside]
+    usual_px = 1.0 + float(np.median(np.linalg.norm(moved, axis=1)))
+    vectors = np.concatenate([rows, (MOTION_WEIGHT / usual_px) * moved], axis=1)
     positions = np.stack(np.divmod(np.flatnonzero(inside), grid.grid_hw[1]), axis=1)
     groups = group_cells(vectors, positions, MAX_DISTANCE)
     sizes = _solid_sizes(groups, inside.reshape(grid.grid_hw))
@@ -136,13 +134,6 @@ def propose_objects(
     numbers[kept] = np.arange(1, len(kept) + 1)
     result[inside] = numbers[groups]
     return result.reshape(grid.grid_hw), len(sizes) - len(kept)
-
-
-def _limited(moved: FloatArray) -> FloatArray:
-    """Motion ``(N, 2)`` in pixels, in units of :data:`MOTION_UNIT_PX` and with lengths that end at a limit."""
-    units = moved / (MOTION_UNIT_PX * MOTION_FRAMES)
-    lengths = np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-6)
-    return np.asarray(units * (MAX_MOTION * np.tanh(lengths / MAX_MOTION) / lengths), np.float32)
 
 
 def _solid_sizes(groups: IntArray, inside: BoolArray) -> IntArray:

@@ -44,4 +44,5 @@ def test_too_few_frames_or_cells_to_tell_are_one_part() -> None:
 
 def test_the_same_frames_give_the_same_parts() -> None:
     seen = frames(3)
-    np.testing.assert_array_equal(*(fit_stable_parts(seen, iterations=20, redo=2) for _ in range(2)))
+    first, second = (fit_stable_parts(seen, iterations=20, redo=2) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
