@@ -77,6 +77,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ("bench batch", "bench.batch:bench_batch", "Videos per second of batch against run."),
         ("bench extraction", "bench.extraction:extraction", "Extraction against timm's forward."),
         ("bench gpu", "bench.gpu:bench_gpu", "Proof and numbers of a card: tests, rates, idle gaps, agreement."),
+        ("bench coseg", "bench.coseg:bench_coseg", "coseg on frames of DAVIS against their true masks."),
         ("bench lift", "bench.lift:bench_lift", "LiFT against bilinear and raw features."),
         ("bench parts", "bench.parts:bench_parts", "Foreground, consistency and cost of parts."),
         ("bench discovery", "bench.discovery:bench_discovery", "Boxes of main objects on DAVIS (CorLoc)."),

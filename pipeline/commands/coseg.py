@@ -10,15 +10,15 @@ import numpy.typing as npt
 import typer
 from rich.console import Console
 
-from pipeline.core.arrays import normalize_rows
 from pipeline.core.colors import PART_COLORS
 from pipeline.core.errors import MaskError
 from pipeline.core.files import write_json_whole
 from pipeline.evaluation.part_metrics import cosegmentation_scores
 from pipeline.formats.palette import read_indexed_png, write_indexed_png
 from pipeline.images import image_sets
-from pipeline.images.image_cosegmentation import SetImage, SetOptions, SetResult, cosegment_images
+from pipeline.images.image_cosegmentation import SetOptions, SetResult, cosegment_images
 from pipeline.images.image_sets import DescribedImage, image_extractor
+from pipeline.images.set_images import choose_set_method, extract_options, to_set_image
 from stages.annotate.drawing import tint
 from stages.cosegment.cosegmentation import KmeansOptions
 
@@ -63,11 +63,10 @@ def coseg(
 ) -> None:
     """Segment what a set of images has in common, and its parts (Amir et al. 2021)."""
     files = image_sets.find_images(images)
-    chosen = method if method != "auto" else ("vote" if backbone.startswith("dino_") else "discriminant")
+    chosen = choose_set_method(method, backbone)
     extract = {
-        "backbone": backbone, "weights": weights, "facets": (facet,), "short_side": short_side, "lift": lift,
-        "stride_px": stride, "saliency": "cls_attention", "device": device,
-        "cls": "facet" if filter_outliers else "none",
+        "backbone": backbone, "weights": weights, "short_side": short_side, "lift": lift, "stride_px": stride,
+        "device": device, "cls": "facet" if filter_outliers else "none", **extract_options(chosen, facet),
     }  # fmt: skip
     extractor = image_extractor(extract, origin="coseg")
     image_sets.claim_folder(output, overwrite=overwrite)
@@ -79,7 +78,7 @@ def coseg(
     extra = image_sets.describe([("crop", crop) for crop in crops], extractor)
     options = SetOptions(
         kmeans=KmeansOptions(sample_interval=sample_interval),
-        method="vote" if chosen == "vote" else "discriminant",
+        method=chosen,
         saliency_threshold=saliency_threshold,
         votes_percent=votes,
         num_parts=parts or None,
@@ -88,7 +87,11 @@ def coseg(
         crf=crf,
         outlier_cosine=outlier_cosine if filter_outliers else None,
     )
-    cells = [_cells(d, original=True) for d in described] + [_cells(d, original=False) for d in extra]
+    cells = [
+        to_set_image(d, chosen, backbone=backbone, facet=facet, original=original)
+        for group, original in ((described, True), (extra, False))
+        for d in group
+    ]
     results = cosegment_images(cells, options)
     _write(output, files, described, results, annotations, options)
 
@@ -104,19 +107,6 @@ def make_crops(image: Image, count: int, seed: list[int]) -> list[Image]:
             left = int(rng.integers(0, image.shape[1] - width + 1))
             crops.append(np.ascontiguousarray(source[top : top + height, left : left + width]))
     return crops
-
-
-def _cells(described: DescribedImage, *, original: bool) -> SetImage:
-
-    cls = described.features.cls
-    return SetImage(
-        described.image,
-        described.grid,
-        normalize_rows(described.rows),
-        described.saliency.ravel(),
-        None if cls is None else np.asarray(cls.numpy(), np.float32),
-        original,
-    )
 
 
 def _write(

@@ -23,6 +23,7 @@ from pipeline.core.arrays import FloatArray, IntArray, normalize_rows
 from pipeline.core.kmeans import squared_distances
 from pipeline.core.records import PatchGrid
 from pipeline.images.grabcut import grabcut
+from pipeline.images.set_foreground import fit_shared_foreground
 from stages.cosegment.cosegmentation import (
     KmeansOptions,
     fit_clusters,
@@ -48,6 +49,9 @@ class SetImage:
         saliency: float32 ``(N,)`` in [0, 1].
         cls: float32 ``(C',)``, or None.
         original: False for an augmentation, which joins the clustering but never votes or comes back.
+        evidence: float32 ``(N,)``, :func:`~pipeline.images.set_foreground.object_evidence`; where all images have
+            it, the discriminant is trained on it in place of the saliency.
+        part_rows: float32 ``(N, d)``, unit rows that parts are clustered on; None where those are ``rows``.
     """
 
     image: npt.NDArray[np.uint8]
@@ -56,6 +60,8 @@ class SetImage:
     saliency: FloatArray
     cls: FloatArray | None = None
     original: bool = True
+    evidence: FloatArray | None = None
+    part_rows: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +145,54 @@ class PartModel:
 
     Attributes:
         logits: From L2-normalized rows ``(N, C)`` to their log odds of foreground ``(N,)``.
-        parts: Centroids of the parts, ``(P, C)``.
+        parts: Centroids of the parts, ``(P, d)``.
         centers: Centroids of the background; None where the foreground was not found by voting.
         options: How.
+        scale: What squared distances to the parts are multiplied with, so that the weights of the CRF fit them.
     """
 
     logits: Callable[[FloatArray], FloatArray]
     parts: FloatArray
     centers: FloatArray | None
     options: SetOptions
+    scale: float = 1.0
 
     def apply(self, image: SetImage) -> SetResult:
         """Foreground and parts of one image."""
         logits = self.logits(image.rows)
-        return _to_pixels(image, logits > 0, self.parts, self.centers, logits, self.options)
+        if not (logits > 0).any():
+            return _empty(image)
+        soft = torch.from_numpy(np.clip(logits, -4.0, 4.0).reshape(1, *image.grid.grid_hw))
+        foreground = np.asarray(image.grid.upsample(soft)[0].numpy() > 0, bool)
+        if self.options.grabcut:
+            foreground = grabcut(image.image, foreground)
+        labels = self.pixel_labels(image, logits)
+        numbered = np.where(labels == len(self.parts), 0, labels + 1).astype(np.uint8)
+        return SetResult(foreground, numbered)
+
+    def pixel_labels(self, image: SetImage, logits: FloatArray) -> IntArray:
+        """Part of every pixel, 0 .. P - 1, int64 ``(H, W)``; P is background."""
+        energy = image.grid.upsample(torch.from_numpy(self._energies(image, logits))).numpy()
+        if self.options.crf:
+            return np.asarray(dense_crf(energy, image.image).argmax(axis=0), np.int64)
+        return np.asarray(energy.argmin(axis=0), np.int64)
+
+    def cell_labels(self, image: SetImage, logits: FloatArray) -> IntArray:
+        """Part of every cell ``(N,)`` after refinement; -1 is background."""
+        labels = torch.from_numpy(self.pixel_labels(image, logits))
+        cells = image.grid.sample_nearest(labels).numpy().ravel()
+        return np.where(cells == len(self.parts), -1, cells)
+
+    def _energies(self, image: SetImage, logits: FloatArray) -> FloatArray:
+        """Unary energies ``(P + 1, h, w)``: squared distances to the parts and, last, to the background."""
+        distances = self.scale * squared_distances(_part_rows(image, logits > 0), self.parts)
+        if self.centers is not None and len(self.centers):
+            background = squared_distances(image.rows, self.centers).min(axis=1)
+        else:
+            background = distances.min(axis=1) + np.clip(logits, -20.0, 20.0) / 20.0
+        energy = np.concatenate([distances, background[:, None]], axis=1)
+        energy -= energy.max(axis=1, keepdims=True)
+        return np.ascontiguousarray(energy.T.reshape(-1, *image.grid.grid_hw), np.float32)
 
 
 def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions) -> PartModel | None:
@@ -166,12 +206,15 @@ def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions)
     Returns:
         The model; None where none of the voting images has foreground.
     """
-    rows = [image.rows for image in images]
     classify, centers = _foreground(images, num_voting, options)
-    logits = [classify(own) for own in rows]
+    logits = [classify(image.rows) for image in images]
     masks = [values > 0 for values in logits]
     if not any(mask.any() for mask in masks[:num_voting]):
         return None
+    rows = [_part_rows(image, mask) for image, mask in zip(images, masks, strict=True)]
+    scale = 1.0
+    if any(image.part_rows is not None for image in images):
+        scale = _spread([image.rows for image in images]) / max(_spread(rows), 1e-9)
     if options.three_stage:
         # Only originals decide what is common; augmentations would make a part at the border look uncommon.
         parts = three_stage_parts(
@@ -180,13 +223,32 @@ def fit_part_model(images: list[SetImage], num_voting: int, options: SetOptions)
             num_parts=options.num_parts,
             options=options.kmeans,
             part_elbow=options.part_elbow,
-            relabel=lambda number, middle: _cell_labels(
-                images[number], middle, centers, logits[number], options.crf
+            relabel=lambda number, middle: PartModel(classify, middle, centers, options, scale).cell_labels(
+                images[number], logits[number]
             ),
         )
     else:
         parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
-    return PartModel(classify, parts, centers, options)
+    return PartModel(classify, parts, centers, options, scale)
+
+
+def _part_rows(image: SetImage, foreground: BoolArray) -> FloatArray:
+    """The rows that parts are clustered on, ``(N, d)``.
+
+    Rows of their own are taken relative to the mean of the image's foreground: what all cells of an animal have in
+    common says which kind it is, and otherwise sets the bodies of two kinds apart.
+    """
+    if image.part_rows is None:
+        return image.rows
+    if not foreground.any():
+        return image.part_rows
+    return np.asarray(image.part_rows - image.part_rows[foreground].mean(axis=0), np.float32)
+
+
+def _spread(rows: list[FloatArray]) -> float:
+    """Mean squared distance to the mean."""
+    everything = np.concatenate(rows)
+    return float(np.square(everything - everything.mean(axis=0)).sum(axis=1).mean())
 
 
 def _cosegment(images: list[SetImage], num_voting: int, options: SetOptions) -> list[SetResult]:
@@ -202,12 +264,15 @@ def _foreground(
 ) -> tuple[Callable[[FloatArray], FloatArray], FloatArray | None]:
     """What gives log odds of foreground to cells, and the background's centroids where there are any."""
     rows = [image.rows for image in images]
+    evidence = [image.evidence for image in images if image.evidence is not None]
+    if options.method == "discriminant" and len(evidence) == len(images):
+        return fit_shared_foreground(rows, evidence) or _nothing_salient, None
     if options.method == "discriminant":
         saliency = [relative_saliency(image.saliency) for image in images]
         still = [np.zeros_like(values) for values in saliency]
         learned = fit_discriminant(rows, saliency, still, cues="saliency")
         if learned is None:
-            return lambda own: np.full(len(own), -1.0, np.float32), None
+            return _nothing_salient, None
         return learned.logits, None
     convert = relative_saliency if options.relative else np.asarray
     clusters, salient = fit_clusters(
@@ -220,52 +285,8 @@ def _foreground(
     return lambda own: vote_logits(own, clusters, salient), clusters[~salient]
 
 
-def _energies(image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray) -> FloatArray:
-    """Unary energies ``(P + 1, h, w)``: squared distances to the parts and, last, to the background."""
-    distances = squared_distances(image.rows, parts)
-    if centers is not None and len(centers):
-        background = squared_distances(image.rows, centers).min(axis=1)
-    else:
-        background = distances.min(axis=1) + np.clip(logits, -20.0, 20.0) / 20.0
-    energy = np.concatenate([distances, background[:, None]], axis=1)
-    energy -= energy.max(axis=1, keepdims=True)
-    return np.ascontiguousarray(energy.T.reshape(-1, *image.grid.grid_hw), np.float32)
-
-
-def _pixel_labels(
-    image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray, crf: bool
-) -> IntArray:
-    """Part of every pixel, 0 .. P - 1; P is background."""
-    energy = image.grid.upsample(torch.from_numpy(_energies(image, parts, centers, logits))).numpy()
-    return np.asarray(dense_crf(energy, image.image).argmax(axis=0) if crf else energy.argmin(axis=0), np.int64)
-
-
-def _cell_labels(
-    image: SetImage, parts: FloatArray, centers: FloatArray | None, logits: FloatArray, crf: bool
-) -> IntArray:
-    """Part of every cell after refinement; -1 is background."""
-    labels = torch.from_numpy(_pixel_labels(image, parts, centers, logits, crf))
-    cells = image.grid.sample_nearest(labels).numpy().ravel()
-    return np.where(cells == len(parts), -1, cells)
-
-
-def _to_pixels(
-    image: SetImage,
-    mask: BoolArray,
-    parts: FloatArray,
-    centers: FloatArray | None,
-    logits: FloatArray,
-    options: SetOptions,
-) -> SetResult:
-    if not mask.any():
-        return _empty(image)
-    soft = torch.from_numpy(np.clip(logits, -4.0, 4.0).reshape(1, *image.grid.grid_hw))
-    foreground = np.asarray(image.grid.upsample(soft)[0].numpy() > 0, bool)
-    if options.grabcut:
-        foreground = grabcut(image.image, foreground)
-    labels = _pixel_labels(image, parts, centers, logits, options.crf)
-    numbered = np.where(labels == len(parts), 0, labels + 1).astype(np.uint8)
-    return SetResult(foreground, numbered)
+def _nothing_salient(rows: FloatArray) -> FloatArray:
+    return np.full(len(rows), -1.0, np.float32)
 
 
 def _empty(image: SetImage) -> SetResult:

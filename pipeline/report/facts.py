@@ -75,10 +75,12 @@ def _outage_line(outage: Mapping[str, Any]) -> str:
 
 
 def parts(run: RunFolder) -> Markup:
-    """Parts with color, mean area and life."""
+    """Parts with color, the object they belong to, mean area and life."""
     entries = [entry for entry in run.report_of("cosegment").get("parts") or () if isinstance(entry, Mapping)]
     if not entries:
         return ""
+    owners = [entry for entry in run.report_of("propagate").get("parts") or () if isinstance(entry, Mapping)]
+    owner_of = {str(entry.get("number")): entry for entry in owners}
     pixels = run.image_hw[0] * run.image_hw[1]
     rows = []
     for entry in entries:
@@ -86,9 +88,14 @@ def parts(run: RunFolder) -> Markup:
         seen = f"{entry.get('first_frame')} to {entry.get('last_frame')}"
         size = f"{area:.0f} px ({area / pixels:.1%})"
         number = swatch(color) + text(entry.get("number"))
-        rows.append((number, text(size), text(entry.get("frames")), text(seen)))
-    note = "Parts found without labels; a part keeps its number and color through the video."
-    return section("Parts", table(("part", "mean area", "frames", "seen in frames"), rows), note=note)
+        owner = owner_of.get(str(entry.get("number")), {})
+        of = "-" if owner.get("object") is None else f"{owner['object']} ({_number(owner.get('share')):.0%})"
+        rows.append((number, text(of), text(size), text(entry.get("frames")), text(seen)))
+    note = (
+        "Parts found without labels; a part keeps its number and color through the video. It is of the object "
+        "that covers half or more of its pixels."
+    )
+    return section("Parts", table(("part", "of object", "mean area", "frames", "seen in frames"), rows), note=note)
 
 
 def stages(run: RunFolder) -> Markup:

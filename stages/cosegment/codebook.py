@@ -25,6 +25,7 @@ from stages.cosegment.cosegmentation import (
 )
 from stages.cosegment.foreground import Discriminant, fit_discriminant
 from stages.cosegment.observation import Observation, motion_of
+from stages.cosegment.part_count import fit_stable_parts
 
 ForegroundMethod = Literal["discriminant", "vote"]
 Cues = Literal["both", "saliency", "motion"]
@@ -174,6 +175,9 @@ def with_parts(
         parts = three_stage_parts(
             rows, masks, num_parts=options.num_parts, options=options.kmeans, part_elbow=options.part_elbow
         )
+    elif options.num_parts is None:
+        inside_rows = [r[m] for r, m in zip(rows, masks, strict=True)]
+        parts = fit_stable_parts(inside_rows, iterations=options.kmeans.iterations, redo=options.kmeans.redo)
     else:
         parts = fit_parts(rows, masks, num_parts=options.num_parts, options=options.kmeans)
     if not len(parts):

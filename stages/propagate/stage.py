@@ -33,6 +33,7 @@ from stages.propagate.label_maps import (
 from stages.propagate.label_memory import LabelMemory, Memory, merge_channels
 from stages.propagate.motion import measure_motion
 from stages.propagate.objects import ObjectTable
+from stages.propagate.part_owners import PartOwners
 from stages.propagate.reach import drop_out_of_reach
 from stages.propagate.readout import read_out
 from stages.propagate.search import LabelSearch
@@ -84,6 +85,7 @@ class Propagator:
             self._memory.max_references = min(self.config.max_references, FOUND_REFERENCES)
         self._last_discovery: int | None = None
         self._finder = ObjectFinder(self.config.confirm_sightings)
+        self._part_owners = PartOwners()
         self._last_index = -1
         self._skipped_masks: list[int] = []
         self._model: TargetModel | None = None
@@ -141,14 +143,17 @@ class Propagator:
         elif not self._memory.empty:
             self._memory.push(Memory(packet.index, descriptors, labels.fine))
         self._objects.update(packet.index, labels.index_mask, labels.confidence)
+        if packet.parts is not None:
+            self._part_owners.add(packet.parts.index_mask, labels.index_mask)
         self._last_index = packet.index
         probs = F.avg_pool2d(labels.fine, self.config.label_cells) if self.config.label_cells > 1 else labels.fine
         return replace(packet, labels=LabelMap(probs, self._objects.ids, labels.index_mask, labels.confidence))
 
     def report(self) -> dict[str, Any]:
-        """Facts for ``run.json``: a summary per object, and the frames whose given masks are remembered."""
+        """Facts for ``run.json``: objects, whose each part is, and the frames whose given masks are remembered."""
         references = [memory.frame_index for memory in self._memory.references]
-        return {"objects": self._objects.report(), "references": references, **self._finder.report()}
+        owners = {"parts": parts} if (parts := self._part_owners.report()) else {}
+        return {"objects": self._objects.report(), **owners, "references": references, **self._finder.report()}
 
     def state(self) -> State:
         """Everything but the config and the masks that the next frame's labels depend on."""
@@ -160,6 +165,7 @@ class Propagator:
             "max_references": self._memory.max_references,
             "last_discovery": self._last_discovery,
             "finder": self._finder.state(),
+            "part_owners": self._part_owners.state(),
             "last_index": self._last_index,
             "skipped_masks": list(self._skipped_masks),
         }
@@ -173,6 +179,7 @@ class Propagator:
         self._memory.max_references = state["max_references"]
         self._last_discovery = state["last_discovery"]
         self._finder.restore(state["finder"])
+        self._part_owners.restore(state["part_owners"])
         self._last_index = state["last_index"]
         self._skipped_masks = list(state["skipped_masks"])
         self._model = None  # fitted again from the references

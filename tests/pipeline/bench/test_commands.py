@@ -84,3 +84,19 @@ def test_lift_report_has_scales_cost_and_pictures(tmp_path: Path) -> None:
     assert report["images"] == 2
     assert report["cost"]["parameters"]["lift"] == 1_187_280
     assert len(list(output.glob("self_similarity_*.png"))) == 1
+
+
+def test_bench_coseg_measures_every_set(root: Path, tmp_path: Path) -> None:
+    output, picture = tmp_path / "coseg.json", tmp_path / "coseg.png"
+    options = ["--split", "val", "--sequences", "square;square", "--frames", "1", "--short-side", "112"]
+    code = run_pipeline.main(
+        ["bench", "coseg", "--root", str(root), *options, "-o", str(output), "--picture", str(picture)]
+    )
+    assert code == 0
+    content = json.loads(output.read_text())
+    (row,) = content["sets"].values()
+    assert content["method"] == "discriminant"
+    assert content["mean"]["J_m"] == row["J_m"] == row["square/00002"]
+    assert 0.5 < row["P_m"] <= 1.0
+    assert picture.is_file()
+    assert run_pipeline.main(["bench", "coseg", "--root", str(root), "--picture", str(tmp_path)]) == 2

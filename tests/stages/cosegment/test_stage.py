@@ -145,7 +145,7 @@ def test_fewer_descriptors_than_clusters_do_not_crash() -> None:
         assert np.isfinite(out[0].parts.foreground).all()
 
 
-def test_elbow_finds_the_number_of_parts_when_none_is_given() -> None:
+def test_the_number_of_parts_is_found_when_none_is_given() -> None:
     packets, _ = run(moving_square(6), num_parts=None)
     assert packets[0].parts is not None
     assert packets[0].parts.num_parts >= 2
