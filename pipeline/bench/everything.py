@@ -30,7 +30,7 @@ from stages.extract.backbone.cpu_precision import bf16_instructions
 
 BEGIN, END = "<!-- bench all -->", "<!-- end of bench all -->"
 _COLUMNS = "160"
-_LIFT = ("--set", "extract.lift=auto")
+_RAW = ("--set", "extract.lift=none")
 _SHORT = ("--set", "decode.end_seconds=2")
 
 
@@ -72,9 +72,9 @@ class Result:
 
 ENTRIES: tuple[Entry, ...] = (
     Entry("The whole flow", ("run",), ("run", *_SHORT)),
-    Entry("The whole flow with LiFT", ("run", *_LIFT), ("run", *_LIFT, *_SHORT)),
+    Entry("The whole flow without LiFT", ("run", *_RAW), ("run", *_RAW, *_SHORT)),
     Entry("Stages", ("stages",), ("stages", "--frames", "40")),
-    Entry("Stages with LiFT", ("stages", *_LIFT), ("stages", *_LIFT, "--frames", "40")),
+    Entry("Stages without LiFT", ("stages", *_RAW), ("stages", *_RAW, "--frames", "40")),
     Entry("Thread pools", ("threads",)),
     Entry("The runner", ("runner",), ("runner",)),
     Entry("Memory", ("memory",)),
