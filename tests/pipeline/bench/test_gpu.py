@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.bench.gpu import checks
+from pipeline.bench.gpu_measures import compiled_rate
 from pipeline.bench.gpu_trace import DEVICE_WORK, idle_time, intervals_of
 from pipeline.commands.cli import main
+from pipeline.core.records import Frame
+from stages.extract import ExtractConfig, Extractor
 
 TINY = [
     "extract.backbone=vit_tiny_patch16_224", "extract.weights=random", "extract.precision=fp32",
@@ -27,6 +32,7 @@ def test_a_small_version_on_the_cpu_writes_what_it_found(clip: Path, tmp_path: P
     found = json.loads((tmp_path / "bench_gpu.json").read_text())
     assert found["agreement"]["max_difference"] == 0
     assert found["agreement"]["frames"] == 3
+    assert found["decoders"]["pyav on cpu"] > 0
     [row] = found["runs"]
     assert row["flow"]["frames"] == 3
     assert {stage["frames"] for stage in row["stages"]} == {3}
@@ -36,6 +42,16 @@ def test_a_small_version_on_the_cpu_writes_what_it_found(clip: Path, tmp_path: P
     page = (tmp_path / "bench_gpu.md").read_text()
     assert "| 32 | 2 |" in page
     assert "| extract |" in page
+
+
+def test_the_forward_is_measured_plain_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: calls.append(options["mode"]) or function)
+    values = {"backbone": "vit_tiny_patch16_224", "weights": "random", "saliency": "none", "lift": "none"}
+    extractor = Extractor(ExtractConfig(**values, short_side=32, batch_size=2, device="cpu", precision="fp32"))
+    list(extractor([Frame(np.zeros((32, 48, 3), np.uint8), 0, 0.0)]))
+    assert all(rate > 0 for rate in compiled_rate(extractor, 1).values())
+    assert calls == ["default"]
 
 
 @pytest.mark.parametrize(
