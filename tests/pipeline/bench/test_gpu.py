@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,8 +47,13 @@ def test_a_small_version_on_the_cpu_writes_what_it_found(clip: Path, tmp_path: P
 
 def test_the_forward_is_measured_plain_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: calls.append(options["mode"]) or function)
-    values = {"backbone": "vit_tiny_patch16_224", "weights": "random", "saliency": "none", "lift": "none"}
+
+    def stand_in(function: Any, **options: Any) -> Any:
+        calls.append(options["mode"])
+        return function
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    values: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "weights": "random", "saliency": "none", "lift": "none"}
     extractor = Extractor(ExtractConfig(**values, short_side=32, batch_size=2, device="cpu", precision="fp32"))
     list(extractor([Frame(np.zeros((32, 48, 3), np.uint8), 0, 0.0)]))
     assert all(rate > 0 for rate in compiled_rate(extractor, 1).values())
