@@ -53,8 +53,9 @@ def test_the_forward_is_measured_plain_and_compiled(monkeypatch: pytest.MonkeyPa
         return function
 
     monkeypatch.setattr(torch, "compile", stand_in)
-    values: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "weights": "random", "saliency": "none", "lift": "none"}
-    extractor = Extractor(ExtractConfig(**values, short_side=32, batch_size=2, device="cpu", precision="fp32"))
+    settings = [item.removeprefix("extract.").split("=") for item in TINY if item.startswith("extract.")]
+    values: dict[str, Any] = dict(settings)
+    extractor = Extractor(ExtractConfig(**values, short_side=32, batch_size=2, device="cpu"))
     list(extractor([Frame(np.zeros((32, 48, 3), np.uint8), 0, 0.0)]))
     assert all(rate > 0 for rate in compiled_rate(extractor, 1).values())
     assert calls == ["default"]
