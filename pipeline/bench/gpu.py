@@ -85,6 +85,7 @@ def measure(
         ("copies", lambda: measures.copy_bandwidth(device, 256 if on_card else 4, 10)),
         ("matmul", lambda: measures.matmul_rate(device, precision, 8192 if on_card else 256)),
         ("decode_frames_per_second", lambda: measures.decode_rate(source, flow, frames)),
+        ("decoders", lambda: measures.decoder_rates(source, flow, device, frames)),
         ("agreement", lambda: measures.agreement(source, flow, device, min(frames, 16))),
     ]
     if tests and on_card:
@@ -127,6 +128,8 @@ def _run(source: Path, flow: FlowConfig, size: int, batch: int, frames: int, dec
     if extractor.batch_size != batch:
         return {**row, "skipped": f"memory holds a batch of {extractor.batch_size}"}
     row["model_frames_per_second"] = measures.model_rate(extractor, 10)
+    if extractor.device.type == "cuda" and config.extract.repair == "none":  # on a CPU compiling takes minutes
+        row["forward"] = measures.compiled_rate(extractor, 10)
     row["flow"] = measures.whole_flow(source, config, extractor)
     row["idle"] = measures.idle_gaps(source, config, extractor)
     row["flow_over_bound"] = row["flow"]["frames_per_second"] / min(row["model_frames_per_second"], decode_rate)
@@ -144,7 +147,7 @@ def markdown(found: Row) -> str:
         f"- copies: {copies['upload_gb_per_second']:.1f} GB/s up, "
         f"{copies['download_gb_per_second']:.1f} GB/s down",
         f"- matmul ({matmul['dtype']}, {matmul['size']}): {matmul['tflops']:.2f} TFLOP/s",
-        f"- decode alone: {found['decode_frames_per_second']:.1f} frames/s",
+        f"- decode alone: {found['decode_frames_per_second']:.1f} frames/s; by decoder: {_decoders(found)}",
         f"- agreement with the CPU over {agreed['frames']} frames: largest difference "
         f"{agreed['max_difference']:.2e}, smallest cosine {agreed['min_cosine']:.5f} in fp32 and "
         f"{agreed['min_cosine_used']:.5f} in {matmul['dtype']}, same labels {_share(agreed['mask_agreement'])}",
@@ -156,6 +159,9 @@ def markdown(found: Row) -> str:
     lines += [_line(run) for run in found["runs"]]
     for run in found["runs"]:
         lines += ["", f"## Stages alone, {run['short_side']} px, batch {run['batch_size']}", ""]
+        if "forward" in run:
+            plain, fast = (run["forward"][f"{name}_frames_per_second"] for name in ("plain", "compiled"))
+            lines += [f"Backbone, saliency and LiFT: {plain:.1f} frames/s, compiled {fast:.1f}.", ""]
         lines += ["| stage | frames/s | peak MB |", "| --- | --- | --- |"]
         lines += [
             f"| {row['stage']} | {row['frames_per_second']:.1f} | {_megabytes(row['peak_memory_bytes'])} |"
@@ -163,6 +169,11 @@ def markdown(found: Row) -> str:
         ]
     met = ", ".join(f"{name} {'met' if good else 'NOT met'}" for name, good in found["checks"].items())
     return "\n".join([*lines, "", f"Aims: {met}.", ""])
+
+
+def _decoders(found: Row) -> str:
+    rates = found["decoders"].items()
+    return ", ".join(f"{name} {'not here' if rate is None else f'{rate:.1f}'}" for name, rate in rates)
 
 
 def _line(run: Row) -> str:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.bench.extraction import matmul_peak
 from pipeline.bench.gpu_trace import DEVICE_WORK, HOST_WORK, idle_time, intervals_of
 from pipeline.core.device_stream import streams_of
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, LiftstreamError
 from pipeline.flow import FlowConfig, make_stages, run
 from stages.decode import Decoder, probe
 from stages.extract import Extractor
@@ -76,6 +77,34 @@ def decode_rate(source: Path, config: FlowConfig, frames: int) -> float:
     return count / (time.perf_counter() - started)
 
 
+def decoder_rates(source: Path, config: FlowConfig, device: torch.device, frames: int) -> dict[str, float | None]:
+    """Frames per second of every decoder alone; None for one that cannot be used here."""
+    rates: dict[str, float | None] = {}
+    where = ["cpu", str(device)] if device.type == "cuda" else ["cpu"]
+    choices = [("pyav", "cpu"), *(("torchcodec", one) for one in where)]
+    for backend, on in choices:
+        changed = config.decode.model_copy(update={"backend": backend, "device": on})
+        try:
+            rate = decode_rate(source, config.model_copy(update={"decode": changed}), frames)
+        except LiftstreamError:
+            rate = None
+        rates[f"{backend} on {on}"] = rate
+    return rates
+
+
+@torch.inference_mode()
+def compiled_rate(extractor: Extractor, repeats: int) -> Row:
+    """Frames per second of all of extract but the upload, plain and with ``extract.compile``."""
+    size = extractor.report()["input_hw"]
+    batch = torch.rand(extractor.batch_size, 3, *size, device=extractor.device)
+    fast = Extractor(extractor.config.model_copy(update={"compile": True}))
+    return {
+        f"{name}_frames_per_second": len(batch)
+        / median(_seconds(partial(one.model.forward, batch, is_full=True), extractor.device, repeats))
+        for name, one in (("plain", extractor), ("compiled", fast))
+    }
+
+
 @torch.inference_mode()
 def model_rate(extractor: Extractor, repeats: int) -> float:
     """Frames per second of the backbone's forward alone, on a batch that is on the device already.
@@ -126,6 +155,7 @@ def whole_flow(source: Path, config: FlowConfig, extractor: Extractor) -> Row:
         "frames_per_second": result.frames / result.seconds,
         "bottleneck": result.bottleneck,
         "busy_seconds": {item.name: item.busy_seconds for item in result.statistics},
+        "device_seconds": {item.name: item.device_seconds for item in result.statistics},
         "device_peak_memory_bytes": result.device_peak_memory_bytes,
     }
 

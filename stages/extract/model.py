@@ -165,7 +165,7 @@ class FeatureModel:
     ) -> Launched:
         """:meth:`launch` of images that go through the model together."""
         batch = torch.addcmul(self._shift, self._upload(images, input_hw, on_device), self._scale)
-        found = self._forward(batch, is_full=is_full)
+        found = self.forward(batch, is_full=is_full)
         maps, saliency = found.maps, found.saliency
         grid = self.backbone.grid((images[0].shape[0], images[0].shape[1]), input_hw)
         main, *further = self.names
@@ -221,7 +221,8 @@ class FeatureModel:
             sent.append(item)
         return sent, copy
 
-    def _forward(self, batch: Tensor, *, is_full: bool) -> Computed:
+    def forward(self, batch: Tensor, *, is_full: bool) -> Computed:
+        """Everything that is computed from normalized images ``(B, 3, H, W)``; see :meth:`launch`."""
         if self._compiled is None or not is_full:
             return self._compute(batch)
         self.backbone.prepare((batch.shape[2], batch.shape[3]))

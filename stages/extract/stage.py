@@ -53,6 +53,7 @@ class Extractor:
     Attributes:
         current_index: Index of the frame in work, of a batch its first one; None before the first frame.
         batch_size: Frames per forward.
+        model: The forward, for measurements.
         warnings: One line each.
         sends_features: Whether a card sends the main facet and the saliency to the host, for stages that read
             them there.
@@ -79,11 +80,11 @@ class Extractor:
         self.backbone = backbone or load_backbone(
             config.backbone, weights=config.weights, stride_px=config.stride_px, position=config.position
         )
-        self._model = FeatureModel(config, self.backbone, streams)
-        self.streams = self._model.streams
+        self.model = FeatureModel(config, self.backbone, streams)
+        self.streams = self.model.streams
         self.sends_features = False
-        self.facets, self.cue = self._model.facets, self._model.cue
-        self.device, self.precision = self._model.device, self._model.precision
+        self.facets, self.cue = self.model.facets, self.model.cue
+        self.device, self.precision = self.model.device, self.model.precision
         self._filter = _channel_filter(config, self.backbone.embed_dim)
         self.batch_size = config.batch_size if config.batch_size != "auto" else _default_batch(self.device)
         self.warnings: list[str] = []
@@ -92,7 +93,7 @@ class Extractor:
     @property
     def cells_per_patch(self) -> int:
         """Cells of the features' grid along each side of one of the backbone's."""
-        return 1 if self._model.lift is None else 2**self.config.lift_iterations
+        return 1 if self.model.lift is None else 2**self.config.lift_iterations
 
     def reset(self) -> None:
         """Forget the video; the models, the settings and a batch size that had to shrink stay."""
@@ -104,7 +105,7 @@ class Extractor:
         self._grid_hw: tuple[int, int] | None = None
         self._num_frames = 0
         self._started = False
-        self._model.reset()
+        self.model.reset()
         if self._filter is not None:
             self._filter.reset()
 
@@ -123,7 +124,7 @@ class Extractor:
             "grid_hw": self._grid_hw,
             "num_frames": self._num_frames,
             "warnings": list(self.warnings),
-            "model": self._model.state(),
+            "model": self.model.state(),
             "filter": None if self._filter is None else self._filter.state(),
         }
 
@@ -147,7 +148,7 @@ class Extractor:
         )
         self._num_frames = state["num_frames"]
         self.warnings.extend(state["warnings"])
-        self._model.restore(state["model"])
+        self.model.restore(state["model"])
         if self._filter is not None:
             self._filter.restore(state["filter"], self.device)
 
@@ -173,7 +174,7 @@ class Extractor:
             "saliency": self.cue,
             "device": str(self.device),
             "precision": str(self.precision).removeprefix("torch."),
-            "precision_choice": self._model.precision_choice,
+            "precision_choice": self.model.precision_choice,
             "batch_size": self.batch_size,
             "compiled": self.config.compile,
             "stride_px": self.backbone.stride_px,
@@ -182,10 +183,10 @@ class Extractor:
             "grid_hw": self._grid_hw,
             "frames": self._num_frames,
         }
-        if self._model.lift is not None:
-            facts["lift"] = {"iterations": self.config.lift_iterations, **self._model.lift.report()}
-        if self._model.smoother is not None:
-            facts["repair"] = self._model.smoother.report()
+        if self.model.lift is not None:
+            facts["lift"] = {"iterations": self.config.lift_iterations, **self.model.lift.report()}
+        if self.model.smoother is not None:
+            facts["repair"] = self.model.smoother.report()
         if self._filter is not None:
             facts["high_variance"] = self._filter.report()
         return facts
@@ -257,7 +258,7 @@ class Extractor:
     def _launch(self, frames: list[Frame]) -> _Batch:
         """Give frames of one size to the device."""
         self.current_index = frames[0].index
-        input_hw, wanted_hw = self._model.input_size(frames[0].image_hw)
+        input_hw, wanted_hw = self.model.input_size(frames[0].image_hw)
         if input_hw != wanted_hw:
             self._warn(
                 f"extract: frames of {_size(frames[0].image_hw)} px would be {_size(wanted_hw)} px at the model; "
@@ -265,12 +266,12 @@ class Extractor:
             )
         decoded = [frame.on_device for frame in frames]
         is_full = len(frames) == self.batch_size
-        launched = self._model.launch([frame.image for frame in frames], input_hw, decoded, is_full=is_full)
+        launched = self.model.launch([frame.image for frame in frames], input_hw, decoded, is_full=is_full)
         self._input_hw, self._grid_hw = input_hw, launched.features[0].grid.grid_hw
         if self._filter is None:
             launched = replace(launched, features=[self._finish(found) for found in launched.features])
         sent = self.sends_features and self._filter is None
-        return _Batch(frames, *self._model.send_to_host(launched, features=sent))
+        return _Batch(frames, *self.model.send_to_host(launched, features=sent))
 
     def _refuse_if_not_finite(self, batch: _Batch) -> None:
         """A sum is not finite: look for the value.
@@ -278,7 +279,7 @@ class Extractor:
         Raises:
             FloatingPointError: Names the frame and the facet.
         """
-        bad = first_not_finite(batch.features, self._model.names)
+        bad = first_not_finite(batch.features, self.model.names)
         if bad is not None:
             self.current_index = index = batch.frames[bad.image].index
             hint = "" if self.precision == torch.float32 else " or set extract.precision to fp32"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.bench.gpu import checks
+from pipeline.bench.gpu_measures import compiled_rate
 from pipeline.bench.gpu_trace import DEVICE_WORK, idle_time, intervals_of
 from pipeline.commands.cli import main
+from pipeline.core.records import Frame
+from stages.extract import ExtractConfig, Extractor
 
 TINY = [
     "extract.backbone=vit_tiny_patch16_224", "extract.weights=random", "extract.precision=fp32",
@@ -27,6 +33,7 @@ def test_a_small_version_on_the_cpu_writes_what_it_found(clip: Path, tmp_path: P
     found = json.loads((tmp_path / "bench_gpu.json").read_text())
     assert found["agreement"]["max_difference"] == 0
     assert found["agreement"]["frames"] == 3
+    assert found["decoders"]["pyav on cpu"] > 0
     [row] = found["runs"]
     assert row["flow"]["frames"] == 3
     assert {stage["frames"] for stage in row["stages"]} == {3}
@@ -36,6 +43,22 @@ def test_a_small_version_on_the_cpu_writes_what_it_found(clip: Path, tmp_path: P
     page = (tmp_path / "bench_gpu.md").read_text()
     assert "| 32 | 2 |" in page
     assert "| extract |" in page
+
+
+def test_the_forward_is_measured_plain_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def stand_in(function: Any, **options: Any) -> Any:
+        calls.append(options["mode"])
+        return function
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    settings = [item.removeprefix("extract.").split("=") for item in TINY if item.startswith("extract.")]
+    values: dict[str, Any] = dict(settings)
+    extractor = Extractor(ExtractConfig(**values, short_side=32, batch_size=2, device="cpu"))
+    list(extractor([Frame(np.zeros((32, 48, 3), np.uint8), 0, 0.0)]))
+    assert all(rate > 0 for rate in compiled_rate(extractor, 1).values())
+    assert calls == ["default"]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_forward_is_one_graph(saliency: str, tmp_path: Path) -> None:
     save_lift(
         Lift(48, patch_px=16), LiftMetadata("vit_tiny_patch16_224", "key@1", 16), tmp_path / "lift.safetensors"
     )
-    model = make(saliency=saliency, lift=lift_file(tmp_path), compile=False)._model
+    model = make(saliency=saliency, lift=lift_file(tmp_path), compile=False).model
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         model.backbone.prepare((64, 96))

@@ -109,16 +109,17 @@ def test_equals_the_naive_version(case: str, size: tuple[int, int]) -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [(7, 11), (3, 3), (13, 18)])
-def test_a_search_in_bf16_equals_the_naive_version_on_rounded_descriptors(
-    case: str, size: tuple[int, int]
+def test_a_search_in_16_bits_equals_the_naive_version_on_rounded_descriptors(
+    case: str, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
     windows, top_k, temperature, ties = CASES[case]
     target, contexts, labels = random_inputs((8, *size), 3, 3)
-    target, contexts = target.bfloat16().float(), [context.bfloat16().float() for context in contexts]
+    target, contexts = target.to(dtype).float(), [context.to(dtype).float() for context in contexts]
     settings: dict[str, Any] = {"top_k": top_k, "temperature": temperature, "keep_ties": ties}
-    got = propagate_labels(target, contexts, labels, windows=windows, search_dtype=torch.bfloat16, **settings)
+    got = propagate_labels(target, contexts, labels, windows=windows, search_dtype=dtype, **settings)
     want = naive(target, contexts, labels, windows, **settings)
     # Where more cells than are compared again lie within a rounding of each other, another one may be chosen.
     assert ((got - want).abs().amax(0) < 1e-5).float().mean() > 0.99
