@@ -27,7 +27,7 @@ from pipeline.formats.feature_export import FeatureExporter
 from stages.write.video import whole_video
 
 _SHEET_PICTURE_PX = 640
-_SHEET_MAX_BYTES = 100_000
+_SHEET_MAX_BYTES = 50_000
 
 
 class Save(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +29,22 @@ def review(
         write_rerun(RunFolder(folder), rrd)
         console.print(f"wrote {rrd}; open it with: rerun {rrd}", markup=False, highlight=False)
         return
-    page = write_report(folder) if (folder / RECORD).is_file() else _many(folder)
-    console.print(f"wrote {page}", markup=False, highlight=False)
+    begun = time.process_time()
+    is_run = (folder / RECORD).is_file()
+    page = write_report(folder) if is_run else _many(folder)
+    cost = _cost(folder, time.process_time() - begun) if is_run else ""
+    console.print(f"wrote {page}{cost}", markup=False, highlight=False)
     if browser and not webbrowser.open(page.resolve().as_uri()):
         console.print("no browser found here; open the file above in one", markup=False, highlight=False)
+
+
+def _cost(folder: Path, cpu_seconds: float) -> str:
+    """What the page took beside the run's wall time, which its processor time is at least about."""
+    seconds = RunFolder(folder).record.get("seconds")
+    if not isinstance(seconds, int | float) or seconds <= 0:
+        return ""
+    share = 100 * cpu_seconds / seconds
+    return f" in {cpu_seconds:.2f} s of processor time, {share:.1f} % of the run's {seconds:.1f} s"
 
 
 def _many(folder: Path) -> Path:
