@@ -29,6 +29,11 @@ _ROUNDS = 6
 _PRIOR_WEIGHT = 1.0
 _SALIENCY_FLOOR = 0.2
 _SHARE_LIMITS = (0.002, 0.5)
+# Standard deviation of the motion evidence from which motion is a full witness, and the correlation with it from
+# which saliency counts fully.
+_CLEAR_MOTION = 0.3
+_AGREEMENT = 0.3
+_LEAST_WEIGHT = 0.05
 # Mean squared distance of unit descriptors from their mean below which a window is uniform. Real scenes have 0.3
 # and more.
 _SPREAD_MIN = 0.02
@@ -53,10 +58,11 @@ class CueScale:
 
     @classmethod
     def of(cls, saliency: FloatArray, motion: FloatArray) -> CueScale:
-        """The scale of a window's log saliency and motion evidence."""
-        scales = [(float(v.mean()), float(v.std())) for v in (saliency, motion)]
-        bare = cls(scales[0], scales[1], 1.0)
-        return cls(scales[0], scales[1], float(bare.combine(saliency, motion).std()))
+        """The scale of a window's log saliency and motion evidence; see :func:`saliency_weight`."""
+        (mean, deviation), of_motion = [(float(v.mean()), float(v.std())) for v in (saliency, motion)]
+        of_saliency = mean, deviation / saliency_weight(saliency, motion)
+        bare = cls(of_saliency, of_motion, 1.0)
+        return cls(of_saliency, of_motion, float(bare.combine(saliency, motion).std()))
 
     def combine(self, saliency: FloatArray, motion: FloatArray) -> FloatArray:
         """Sum of the standardised cues, standardised itself; a constant cue adds nothing."""
@@ -234,6 +240,25 @@ def _self_train(
         weights, bias = moments.discriminant(ridge)
         labels = _logistic(points @ weights + bias + _PRIOR_WEIGHT * prior)
     return Discriminant(mean, basis, weights, bias, ridge, scale, moments)
+
+
+def saliency_weight(saliency: FloatArray, motion: FloatArray) -> float:
+    """How much saliency counts beside motion, 0.05 to 1: less where a clear motion contradicts it.
+
+    Saliency is sometimes the crowd behind the dancer. Where something moves clearly, what is salient should be
+    correlated with it; where nothing does, saliency is all there is and counts fully.
+
+    Args:
+        saliency: Log saliency ``(N,)`` of the cells of a window.
+        motion: Their motion evidence ``(N,)``.
+    """
+    deviations = float(saliency.std()), float(motion.std())
+    if min(deviations) < 1e-6:
+        return 1.0
+    covariance = float(((saliency - saliency.mean()) * (motion - motion.mean())).mean())
+    agreement = np.clip(covariance / (deviations[0] * deviations[1]) / _AGREEMENT, 0.0, 1.0)
+    clearness = min(1.0, deviations[1] / _CLEAR_MOTION)
+    return max(_LEAST_WEIGHT, float(1.0 - clearness * (1.0 - agreement)))
 
 
 def log_saliency(relative: FloatArray) -> FloatArray:

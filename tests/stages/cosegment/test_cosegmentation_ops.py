@@ -13,7 +13,7 @@ from pipeline.images.image_cosegmentation import SetImage, SetOptions, cosegment
 from pipeline.images.tokencut import normalized_cut
 from stages.cosegment.cosegmentation import KmeansOptions, common_labels, fit_parts, three_stage_parts
 from stages.cosegment.crf import CrfOptions, dense_crf
-from stages.cosegment.foreground import Moments, fit_discriminant
+from stages.cosegment.foreground import Moments, fit_discriminant, saliency_weight
 from stages.cosegment.motion import continuity, dense_flow, moving_evidence, object_motion, small_gray
 from stages.cosegment.part_numbers import PartNumbers
 from stages.cosegment.reservoir import EvenReservoir
@@ -341,3 +341,14 @@ def test_the_discriminant_learns_what_is_known_to_be_background() -> None:
         learnt = learnt.updated(rows, saliency, motion, 0.0, background=kinds == 2)
     assert (learnt.logits(rows)[kinds == 1] > 0).all()
     assert not (learnt.logits(rows)[kinds != 1] > 0).any()
+
+
+def test_saliency_counts_less_where_a_clear_motion_contradicts_it() -> None:
+    moving = np.repeat(np.array([1.0, 0.0], np.float32), 50)
+    elsewhere = 1.0 - moving
+    unrelated = np.tile(np.array([1.0, 0.0], np.float32), 50)
+    assert saliency_weight(moving, moving) == 1.0
+    assert saliency_weight(unrelated, moving) == pytest.approx(0.05)
+    assert saliency_weight(elsewhere, moving) == pytest.approx(0.05)
+    assert saliency_weight(elsewhere, np.zeros_like(moving)) == 1.0
+    assert saliency_weight(elsewhere, 0.3 * moving) == pytest.approx(0.5)  # a faint motion is half a witness
