@@ -3,8 +3,9 @@
 Comparing every cell of a doubled grid with a window of the same size in pixels takes 16 times the comparisons.
 Here the cells of the backbone's grid (the means of the fine cells in them, "coarse cells") are compared first, in
 few principal directions. The most similar coarse cells of the context frames, and those next to them, are
-candidates, which neighbors share, as they move alike. Then the fine cells are compared in full with the fine cells
-of the candidates.
+candidates, which neighbors share, as they move alike. Then the fine cells are compared with the fine cells of the
+candidates, in as many principal directions as hold nearly all of the descriptors: LiFT's bottleneck leaves most
+channels redundant.
 
 That neighbors share their matches is the idea of Barnes et al., PatchMatch, 2009; the rest is this project's.
 ``docs/benchmarks.md`` has what it costs and what it loses.
@@ -16,7 +17,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ from stages.propagate.windows import Window
 
 DIMENSIONS = 64
 """Principal directions of the descriptors in which coarse cells are compared."""
+LEFT_OUT = 1e-4
+"""Share of the descriptors' energy outside of the directions in which fine cells are compared, at most. For keys
+with LiFT 96 of 384 directions are enough; their cosines are then off by less than bf16 rounds them."""
+_DIRECTIONS_STEP = 32
 CANDIDATES = 4
 """Coarse cells that each coarse cell suggests to its neighborhood, with the four around each of them."""
 SHARING_CELLS = 4
@@ -44,16 +49,15 @@ class _Frame:
     Attributes:
         source: Its fine descriptors.
         slot: Where its fine cells lie in the store.
-        pooled: float32 ``(H, W, C)``, descriptors of the coarse cells, normalized.
-        basis: ``(C, d)``, of ``projected``.
-        projected: ``(d, H, W)``, ``pooled`` in the basis' directions, channels last, in the dtype of the search.
+        basis: ``(C, d)``, of the fine cells in the store.
+        coarse: ``(d', H, W)``, descriptors of the coarse cells in the last of these directions, channels last,
+            in the dtype of the search.
     """
 
     source: Tensor
     slot: int
-    pooled: Tensor
     basis: Tensor
-    projected: Tensor
+    coarse: Tensor
 
 
 class CoarseToFine:
@@ -64,7 +68,7 @@ class CoarseToFine:
 
     Args:
         parts: Fine cells along each side of a coarse one.
-        search_dtype: Descriptors are rounded to it; coarse cells are compared in it, fine ones in float32.
+        search_dtype: Coarse cells are compared in it, fine ones in float32.
         candidates: See :data:`CANDIDATES`.
     """
 
@@ -112,12 +116,13 @@ class CoarseToFine:
         if height % self._parts or width % self._parts:
             raise ValueError(f"a grid of {height} x {width} is not made of {self._parts} x {self._parts} parts")
         basis = self._basis_of(contexts[0])
+        self._make_room(height * (width // self._parts), self._parts * basis.shape[1], target.device)
         frames = [self._prepared(frame, basis, len(contexts) + 1) for frame in (target, *contexts)]
-        size = frames[0].projected.shape[1:]
+        size = frames[0].coarse.shape[1:]
         numbers = torch.arange(len(contexts) * size.numel(), dtype=torch.float32, device=target.device)
         tiles = scored_tiles(
-            frames[0].projected,
-            [frame.projected for frame in frames[1:]],
+            frames[0].coarse,
+            [frame.coarse for frame in frames[1:]],
             list(numbers.view(len(contexts), 1, *size)),
             windows,
             temperature=temperature,
@@ -135,28 +140,25 @@ class CoarseToFine:
     def _prepared(self, frame: Tensor, basis: Tensor, num_frames: int) -> _Frame:
         """A frame's entry, made where it is not known with this basis; the least recently used ones go."""
         known = self._known.pop(id(frame), None)
-        if known is None or known.source is not frame:
-            slot = self._free_slot(frame, num_frames) if known is None else known.slot
-            self._store[slot] = frame.permute(1, 2, 0).reshape(self._store.shape[1:])
-            pooled = _pooled(frame, self._parts)
-            known = _Frame(frame, slot, pooled, basis, self._project(pooled, basis))
-        elif known.basis is not basis:
-            known = replace(known, basis=basis, projected=self._project(known.pooled, basis))
+        if known is None or known.source is not frame or known.basis is not basis:
+            slot = self._free_slot(num_frames) if known is None else known.slot
+            cells = frame.permute(1, 2, 0) @ basis
+            self._store[slot] = cells.reshape(self._store.shape[1:])
+            coarse = _pooled(cells, self._parts)[..., -DIMENSIONS:]
+            known = _Frame(frame, slot, basis, coarse.to(self._dtype).permute(2, 0, 1))
         self._known[id(frame)] = known
         return known
 
-    def _project(self, pooled: Tensor, basis: Tensor) -> Tensor:
-        return (pooled @ basis).to(self._dtype).permute(2, 0, 1)
-
-    def _free_slot(self, frame: Tensor, num_frames: int) -> int:
-        """A place in the store for a frame: an unused one, or the least recently used frame's."""
-        channels, height, width = frame.shape
-        shape = (height * (width // self._parts), self._parts * channels)
-        if self._store.shape[1:] != shape or self._store.device != frame.device:
+    def _make_room(self, num_lines: int, length: int, device: torch.device) -> None:
+        """Begin a new store where frames have another size or number of directions than those in it."""
+        if self._store.shape[1:] != (num_lines, length) or self._store.device != device:
             self._known.clear()
-            self._store = torch.empty((0, *shape), dtype=self._dtype, device=frame.device)
+            self._store = torch.empty((0, num_lines, length), device=device)
+
+    def _free_slot(self, num_frames: int) -> int:
+        """A place in the store for a frame: an unused one, or the least recently used frame's."""
         if self._store.shape[0] < num_frames:
-            grown = self._store.new_empty((num_frames, *shape))
+            grown = self._store.new_empty((num_frames, *self._store.shape[1:]))
             grown[: self._store.shape[0]] = self._store
             self._store = grown
         used = {known.slot for known in self._known.values()}
@@ -164,11 +166,13 @@ class CoarseToFine:
         return free[0] if free else self._known.popitem(last=False)[1].slot
 
     def _basis_of(self, frame: Tensor) -> Tensor:
-        """The leading principal directions ``(C, d)`` of a frame's cells, about zero."""
+        """The leading principal directions ``(C, d)`` of a frame's cells, about zero, the first direction last."""
         if self._basis is None or self._basis[0] is not frame:
             cells = frame.flatten(1)
-            vectors = torch.linalg.eigh(cells @ cells.T).eigenvectors
-            self._basis = (frame, vectors[:, -min(DIMENSIONS, vectors.shape[1]) :].contiguous())
+            values, vectors = torch.linalg.eigh(cells @ cells.T)
+            left_out = int((values.cumsum(0) <= LEFT_OUT * values.sum()).sum())
+            count = max(DIMENSIONS, -(-(len(values) - left_out) // _DIRECTIONS_STEP) * _DIRECTIONS_STEP)
+            self._basis = (frame, vectors[:, -min(count, len(values)) :].contiguous())
         return self._basis[1]
 
 
@@ -236,13 +240,13 @@ class _FineCells:
     def _read(self, lines: Tensor) -> Tensor:
         """Descriptors ``(a, u parts parts, C)`` at lines ``(a, u, parts)`` of the store."""
         values = self._store.index_select(0, lines.flatten())
-        return values.view(lines.shape[0], -1, self._store.shape[1] // self._parts).to(torch.float32)
+        return values.view(lines.shape[0], -1, self._store.shape[1] // self._parts)
 
 
-def _pooled(frame: Tensor, parts: int) -> Tensor:
-    """Means of the fine cells of each coarse cell, normalized, ``(H, W, C)``."""
-    channels, height, width = frame.shape
-    cells = frame.permute(1, 2, 0).reshape(height // parts, parts, width // parts, parts, channels)
+def _pooled(cells: Tensor, parts: int) -> Tensor:
+    """Means of the fine cells ``(h, w, C)`` of each coarse cell, normalized, ``(H, W, C)``."""
+    height, width, channels = cells.shape
+    cells = cells.reshape(height // parts, parts, width // parts, parts, channels)
     total = cells[:, 0, :, 0].clone()
     for row, column in list(itertools.product(range(parts), repeat=2))[1:]:
         total += cells[:, row, :, column]
