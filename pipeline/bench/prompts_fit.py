@@ -135,7 +135,7 @@ def fit(frames: Iterable[LabeledFrame], extractor: Extractor, tell: Callable[[st
     tell(f"{len(subjects)} objects of {len(names)} sequences")
     current = dict.fromkeys(names, START)
     samples: dict[str, list[Sample]] = {}
-    for step, kinds in enumerate((("click", "box"), ("click", "box", "further"), ("further",))):
+    for step, kinds in enumerate((("click", "box"), ("box", "further"), ("further",))):
         made = [sampled for subject in subjects for sampled in _sampled(subject, current[subject.sequence], kinds)]
         for kind in kinds:
             samples[kind] = [sample for found, sample in made if found == kind]

@@ -22,7 +22,6 @@ from pipeline.core.grid import PatchGrid
 from pipeline.core.records import Features, Frame
 from pipeline.prompts.adjacency import grid_edges
 from pipeline.prompts.random_walk import RandomWalker
-from stages.cosegment.objectness import find_objectness
 from stages.extract import ExtractConfig, Extractor
 from stages.extract.backbone.backbone import Backbone
 from stages.extract.lift.choice import choose_lift
@@ -54,8 +53,6 @@ class FrameDescription:
         steps: float32 ``(E,)``: dissimilarity of each pair; its median over the frame is 1.
         color_steps: float32 ``(E,)``: the same of the colors.
         walker: Random walks over the cells.
-        objectness: float32 ``(N,)`` in [0, 1]: how much each cell looks like an object of any kind; zeros where
-            none is known for the backbone (:mod:`stages.cosegment.objectness`).
     """
 
     image: npt.NDArray[np.uint8]
@@ -70,7 +67,6 @@ class FrameDescription:
     steps: FloatArray
     color_steps: FloatArray
     walker: RandomWalker
-    objectness: FloatArray
 
     def cell(self, x: float, y: float) -> int:
         """Number of the cell nearest to a pixel position."""
@@ -135,29 +131,15 @@ def describe_image(image: npt.NDArray[np.uint8], extractor: Extractor) -> FrameD
     extractor.reset()
     packet = next(iter(extractor(iter([Frame(image, 0, 0.0)]))))
     assert packet.features is not None
-    return describe(image, packet.features, _objectness(packet.features, extractor))
+    return describe(image, packet.features)
 
 
-def _objectness(features: Features, extractor: Extractor) -> FloatArray | None:
-    """The probability of an object ``(N,)`` from the facet that an objectness is bundled for, if there is one."""
-    layers = extractor.backbone.num_layers
-    for facet, values in features.extra.items():
-        known = find_objectness(f"{extractor.config.backbone} {facet.replace('@-1', f'@{layers - 1}')}")
-        if known is not None:
-            logits = known(normalize_rows(values.flatten(1).T.float().cpu().numpy()))
-            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-    return None
-
-
-def describe(
-    image: npt.NDArray[np.uint8], features: Features, objectness: FloatArray | None = None
-) -> FrameDescription:
+def describe(image: npt.NDArray[np.uint8], features: Features) -> FrameDescription:
     """The description of a frame from its features: the main facet and all further ones.
 
     Args:
         image: uint8 ``(H, W, 3)``.
         features: Of that frame.
-        objectness: float32 ``(N,)`` in [0, 1], if it is known.
     """
     blocks = []
     for values in (features.data, *features.extra.values()):
@@ -185,7 +167,6 @@ def describe(
         steps=np.asarray(steps / (np.median(steps) + 1e-6), np.float32),
         color_steps=np.asarray(color_steps / max(float(np.median(color_steps)), _COLOR_FLOOR), np.float32),
         walker=RandomWalker(unit.reshape(*features.grid.grid_hw, -1)),
-        objectness=np.zeros(len(unit), np.float32) if objectness is None else objectness,
     )
 
 

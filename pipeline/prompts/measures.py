@@ -34,7 +34,6 @@ MEASURES = (
     "ring_coherence",
     "strength",
     "in_window",
-    "objectness",
 )
 """The columns of :func:`measure_regions`:
 
@@ -50,7 +49,6 @@ MEASURES = (
 - coherence, ring_coherence: length of the mean direction of the cells of the region, and of the ring.
 - strength: mean length of the features, against the ring's.
 - in_window: 1 in a window, 0 in the whole frame.
-- objectness: mean objectness of the cells of the region, against the ring's.
 """
 
 
@@ -101,7 +99,6 @@ def measure_regions(view: View, masks: BoolArray) -> FloatArray:
         _coherence(around, ring_areas, cells.raw_directions),
         regions @ cells.strengths / areas - around @ cells.strengths / ring_areas,
         np.full(len(masks), float(view.is_window)),
-        regions @ cells.objectness / areas - around @ cells.objectness / ring_areas,
     )
     return np.stack(columns, axis=1).astype(np.float32)
 

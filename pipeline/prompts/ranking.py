@@ -33,7 +33,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 - agreement: IoU with the mask that the last click corrects.
 - box_fit: logarithm of the IoU of the region's box with the given one.
 """
-SHARPNESS: Mapping[str, float] = {"click": 3.5, "further": 5.0, "box": 40.0}
+SHARPNESS: Mapping[str, float] = {"click": 5.0, "further": 5.0, "box": 40.0}
 """Of the softmax over estimates; at 5 an estimate that is higher by 0.2 has 2.7 times the weight.
 
 The candidates of a box are more different from each other than those of clicks, and most of them are wrong.

@@ -1,10 +1,9 @@
 """Masks of one frame from its prompts.
 
 Regions of cells are grown from the clicks or in the box (:mod:`pipeline.prompts.candidates`), in the whole frame
-and in windows that the backbone sees more finely: one of fixed size around the first click, and one around what
-that click is found to mean; one of them is chosen (:mod:`pipeline.prompts.ranking`) and goes to pixels along the
-colors (:mod:`pipeline.prompts.refinement`). Every further click does the same with all clicks, and with
-corrections of the mask so far among the candidates.
+and in a window that the backbone sees at twice the resolution or more; one of them is chosen
+(:mod:`pipeline.prompts.ranking`) and goes to pixels along the colors (:mod:`pipeline.prompts.refinement`). Every
+further click does the same with all clicks, and with corrections of the mask so far among the candidates.
 """
 
 from __future__ import annotations
@@ -36,25 +35,8 @@ from pipeline.prompts.views import BoolArray, Raster, View, Window, whole, windo
 IndexMask = npt.NDArray[np.uint8]
 
 NUM_SECOND_ROUND = 3
-"""How many of the best regions in a view are tried again against their own surroundings."""
-SAME_SIZE = 1.25
-"""A second window whose side is within this factor of the first one's shows nothing that it does not."""
+"""How many of a box's best regions are tried again against their own surroundings."""
 _LEAST_FIT = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The candidates of one object in one view.
-
-    Attributes:
-        view: The whole frame or a window.
-        prompts: Those of the object in its cells.
-        regions: bool ``(K, N)``.
-    """
-
-    view: View
-    prompts: CellPrompts
-    regions: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +98,6 @@ class FrameSegmenter:
         self._describe_window = describe_window
         self._weights = weights or shipped_weights()
         self._windows: dict[Window, View] = {}
-        self._second_windows: dict[Prompt, Window | None] = {}
         self._masks: dict[tuple[bool, tuple[Prompt, ...]], BoolArray] = {}
 
     @property
@@ -151,66 +132,41 @@ class FrameSegmenter:
         ordered = tuple(in_order(prompts))
         key = (fine and self._describe_window is not None, ordered)
         if key not in self._masks:
-            found = self._choice(self.pool(ordered, fine=fine))
-            self._masks[key] = refine_mask(self._image, found, ordered)
+            pool = self.pool(ordered, fine=fine)
+            estimates = pool.columns @ self._weights.by_kind[pool.kind]
+            soft = pool.raster.to_pixels(chosen(estimates, pool.masks, SHARPNESS[pool.kind]), self._frame_hw)
+            self._masks[key] = refine_mask(self._image, soft > 0.5, ordered)
         return self._masks[key]
-
-    def _choice(self, pool: Pool) -> BoolArray:
-        """The candidate that is chosen, bool ``(H, W)``."""
-        estimates = pool.columns @ self._weights.by_kind[pool.kind]
-        soft = chosen(estimates, pool.masks, SHARPNESS[pool.kind])
-        return np.asarray(pool.raster.to_pixels(soft, self._frame_hw) > 0.5, np.bool_)
 
     def pool(self, prompts: Sequence[Prompt], *, fine: bool = True) -> Pool:
         """The candidates for prompts, in the order given, with what the estimate reads of them."""
         box = next((prompt for prompt in prompts if isinstance(prompt, Box)), None)
         before = self.object_mask(prompts[:-1], fine=fine) if len(prompts) > 1 else None
         kind = "further" if before is not None else "click" if box is None else "box"
-        fine = fine and self._describe_window is not None
         window = window_for(prompts, self._frame_hw)
         views = [self._whole]
-        if fine and window is not None:
+        if fine and window is not None and self._describe_window is not None:
             views.append(self._window(window))
         raster = Raster.over(self._whole.window if box is None or window is None else window)
-        parts = [self._part(view, kind, prompts, before, again=fine or kind == "box") for view in views]
-        if fine and box is None:
-            second = self._second_window(prompts, parts, raster)
-            if second is not None:
-                parts.append(self._part(self._window(second), kind, prompts, before, again=True))
-        return _pooled(kind, parts, raster, before)
+        found = [
+            (view, own := CellPrompts.of(view, prompts), self._regions(view, own, kind, prompts, before))
+            for view in views
+        ]
+        if not any(len(regions) for _, _, regions in found):
+            view, own, _ = found[0]
+            found = [(view, own, least_region(view, own)[None])]
+        found = [part for part in found if len(part[2])]
+        columns = np.concatenate([_columns(view, own, kind, regions) for view, own, regions in found])
+        masks = np.concatenate([raster.from_cells(view, regions) for view, _, regions in found])
+        if before is not None:
+            agreement = pairwise_iou(np.concatenate([raster.from_pixels(before)[None], masks]))[0, 1:]
+            columns = np.concatenate([columns, agreement[:, None]], axis=1)
+        return Pool(kind, columns, masks, raster)
 
-    def _second_window(self, prompts: Sequence[Prompt], parts: Sequence[Part], raster: Raster) -> Window | None:
-        """The window around what the first click is found to mean.
-
-        None where a first window of about that size was looked at, and for further clicks that lie outside.
-
-        Args:
-            prompts: The points, positive first.
-            parts: The candidates for ``prompts`` found so far; read for the first click alone.
-            raster: Where they are compared.
-        """
-        first, *further = prompts
-        assert isinstance(first, Point)
-        if first not in self._second_windows:
-            if further:
-                self.pool([first])
-            else:
-                mask = self._choice(_pooled("click", parts, raster, None))
-                window, known = (
-                    window_for([box_of(mask, first)], self._frame_hw),
-                    window_for([first], self._frame_hw),
-                )
-                repeats = window is not None and known is not None and _same_size(window, known)
-                self._second_windows[first] = None if repeats else window
-        window = self._second_windows[first]
-        points = [point for point in further if isinstance(point, Point) and point.positive]
-        return window if window is not None and all(window.contains(point) for point in points) else None
-
-    def _part(
-        self, view: View, kind: str, prompts: Sequence[Prompt], before: BoolArray | None, *, again: bool
-    ) -> Part:
-        """The candidates in one view; with ``again`` the best first ones are tried against their surroundings."""
-        own = CellPrompts.of(view, prompts)
+    def _regions(
+        self, view: View, own: CellPrompts, kind: str, prompts: Sequence[Prompt], before: BoolArray | None
+    ) -> BoolArray:
+        """The candidates ``(K, N)`` in one view."""
         grown = regions_of_clicks(view, own)
         if own.box is not None:
             grown += regions_of_box(view, own)
@@ -218,12 +174,12 @@ class FrameSegmenter:
         if before is not None and isinstance(last, Point):
             grown += corrections(view, prompts[:-1], last, before)
         regions = usable(grown, own)
-        if kind == "further" or not again or not len(regions):
-            return Part(view, own, regions)
+        if kind != "box" or not len(regions):
+            return regions
         estimates = _columns(view, own, kind, regions) @ self._weights.by_kind[kind]
         best = regions[np.argsort(-estimates)[:NUM_SECOND_ROUND]]
-        second = usable([new for region in best for new in regions_like(view, own, region)], own)
-        return Part(view, own, np.concatenate([regions, second]))
+        again = usable([new for region in best for new in regions_like(view, own, region)], own)
+        return np.concatenate([regions, again])
 
     def _window(self, window: Window) -> View:
         if window not in self._windows:
@@ -231,31 +187,6 @@ class FrameSegmenter:
             cells = self._describe_window(window.crop(self._image))
             self._windows[window] = View(cells, window, self._frame_hw)
         return self._windows[window]
-
-
-def _pooled(kind: str, parts: Sequence[Part], raster: Raster, before: BoolArray | None) -> Pool:
-    """The candidates of all views, measured; the surroundings of the prompts where there are none."""
-    found = [part for part in parts if len(part.regions)]
-    if not found:
-        least = least_region(parts[0].view, parts[0].prompts)
-        found = [Part(parts[0].view, parts[0].prompts, least[None])]
-    columns = np.concatenate([_columns(part.view, part.prompts, kind, part.regions) for part in found])
-    masks = np.concatenate([raster.from_cells(part.view, part.regions) for part in found])
-    if before is not None:
-        agreement = pairwise_iou(np.concatenate([raster.from_pixels(before)[None], masks]))[0, 1:]
-        columns = np.concatenate([columns, agreement[:, None]], axis=1)
-    return Pool(kind, columns, masks, raster)
-
-
-def box_of(mask: BoolArray, point: Point) -> Box:
-    """The box around a mask ``(H, W)`` and a point."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = np.append(columns, int(point.x)), np.append(rows, int(point.y))
-    return Box(float(x.min()), float(y.min()), float(x.max()) + 1, float(y.max()) + 1)
-
-
-def _same_size(window: Window, other: Window) -> bool:
-    return 1 / SAME_SIZE < window.height / other.height < SAME_SIZE
 
 
 def _columns(view: View, own: CellPrompts, kind: str, regions: BoolArray) -> FloatArray:
