@@ -27,6 +27,7 @@ def weights_of_objects(setting: ObjectWeight, confidence: Tensor) -> float | Ten
     Returns:
         The setting, or for "confidence" one factor per object, ``(K, 1, 1)``.
 
+    >>> import torch
     >>> weights = weights_of_objects("confidence", torch.tensor([1.0, 0.64, 0.2, 0.0]))
     >>> [round(value, 2) for value in weights.flatten().tolist()]
     [1.0, 1.25, 1.6, 1.6]
