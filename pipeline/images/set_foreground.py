@@ -12,14 +12,13 @@ measurements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import FloatArray
 from stages.cosegment.foreground import Moments
-from stages.cosegment.objectness import border_evidence
+from stages.cosegment.objectness import Objectness, border_evidence
 
 _DIMENSIONS = 64
 _SHRINKAGE = 0.1
@@ -44,24 +43,7 @@ def object_evidence(tokens: npt.NDArray[np.floating], cut: npt.NDArray[np.floati
     return _standardized(total if border is None else total + border)
 
 
-@dataclass(frozen=True, slots=True)
-class LinearForeground:
-    """A linear function of unit descriptors whose sign is foreground.
-
-    Attributes:
-        weights: float32 ``(C,)``.
-        bias: Scalar.
-    """
-
-    weights: FloatArray
-    bias: float
-
-    def __call__(self, rows: FloatArray) -> FloatArray:
-        """Log odds of foreground ``(N,)`` of unit descriptors ``(N, C)``."""
-        return np.asarray(rows @ self.weights + self.bias, np.float32)
-
-
-def fit_shared_foreground(rows: Sequence[FloatArray], evidence: Sequence[FloatArray]) -> LinearForeground | None:
+def fit_shared_foreground(rows: Sequence[FloatArray], evidence: Sequence[FloatArray]) -> Objectness | None:
     """Learn what the images have in common.
 
     Args:
@@ -90,7 +72,7 @@ def fit_shared_foreground(rows: Sequence[FloatArray], evidence: Sequence[FloatAr
         logits = np.clip(points @ weights + bias + prior, -30.0, 30.0)
         labels = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     direction = np.asarray(basis @ weights, np.float32)
-    return LinearForeground(direction, bias - float(mean @ direction))
+    return Objectness(direction, bias - float(mean @ direction))
 
 
 def _principal_directions(centered: FloatArray) -> FloatArray:
