@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import typer
@@ -14,35 +13,13 @@ from tqdm import tqdm
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_bytes_whole
 from pipeline.flow import FlowConfig, load_flow_config, stream
+from pipeline.formats.contact_sheet import EvenSample, encode_within
 from stages.annotate.drawing import caption, fit_panel
 from stages.extract import Extractor
 
 Image = npt.NDArray[np.uint8]
 
 _SUFFIXES = (".jpg", ".jpeg")
-_QUALITIES = range(92, 29, -4)
-
-
-class EvenSample:
-    """Pictures spread evenly over a video of unknown length; keeps four times as many at most."""
-
-    def __init__(self, count: int) -> None:
-        """Choose ``count`` pictures, at least one."""
-        self._count, self._step, self._seen = count, 1, 0
-        self._kept: list[tuple[int, Image]] = []
-
-    def add(self, picture: Image) -> None:
-        """Take the next picture."""
-        if self._seen % self._step == 0:
-            self._kept.append((self._seen, picture))
-        self._seen += 1
-        if len(self._kept) > 4 * self._count:
-            self._kept, self._step = self._kept[::2], 2 * self._step
-
-    def items(self) -> list[tuple[int, Image]]:
-        """Frames and pictures chosen, in order, the first one among them; fewer where there are fewer."""
-        places = np.unique(np.linspace(0, len(self._kept) - 1, self._count).round().astype(int))
-        return [self._kept[place] for place in places] if self._kept else []
 
 
 def bench_gallery(
@@ -63,7 +40,7 @@ def bench_gallery(
     extractor = Extractor(flow.extract)
     size_hw = (width_px * 9 // 16, width_px)
     rows = [sheet_row(video, flow, extractor, columns, size_hw) for video in videos]
-    content, quality = encode_within(np.vstack(rows), 1000 * max_kb)
+    content, quality = encode_sheet(np.vstack(rows), 1000 * max_kb)
     write_bytes_whole(output, content)
     typer.echo(f"{output}: {len(rows)} videos, {len(content) / 1000:.0f} kB at JPEG quality {quality}")
 
@@ -96,18 +73,13 @@ def sheet_row(
     return np.hstack(tiles + [blank] * (columns - len(tiles)))
 
 
-def encode_within(image: Image, max_bytes: int) -> tuple[bytes, int]:
-    """An RGB image as JPEG with the highest quality that fits, and that quality.
+def encode_sheet(image: Image, max_bytes: int) -> tuple[bytes, int]:
+    """:func:`encode_within`, with what to change where the sheet does not fit.
 
     Raises:
         ConfigError: It does not fit at the lowest quality tried.
     """
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    for quality in _QUALITIES:
-        content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        if len(content) <= max_bytes:
-            return content, quality
-    raise ConfigError(
-        f"the sheet has {len(content)} bytes at JPEG quality {quality}: raise --max-kb, or lower --width-px or "
-        "--columns"
-    )
+    try:
+        return encode_within(image, max_bytes)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: raise --max-kb, or lower --width-px or --columns") from error

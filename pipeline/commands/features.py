@@ -18,11 +18,11 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from pipeline.bench.gallery import EvenSample, encode_within
 from pipeline.commands.feature_views import Painter, View, make_painter
 from pipeline.core.errors import ConfigError, OutputError, TruncatedError
 from pipeline.core.files import path_inside, write_bytes_whole
 from pipeline.flow import FlowConfig, Stages, load_flow_config, make_stages, stream
+from pipeline.formats.contact_sheet import EvenSample, encode_within
 from pipeline.formats.feature_export import FeatureExporter
 from stages.write.video import whole_video
 

@@ -20,6 +20,11 @@ import numpy.typing as npt
 from pipeline.core.arrays import FloatArray, IntArray
 from pipeline.core.kmeans import assign, elbow_kmeans, fit_kmeans, sample_rows, squared_distances, vote_salient
 
+VOTE_SHARPNESS = 20.0
+"""Log odds of the vote for a difference of 1 in squared distance."""
+CERTAIN_LOGIT = 30.0
+"""Log odds where clusters are all of one kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class KmeansOptions:
@@ -119,7 +124,7 @@ def relative_saliency(saliency: FloatArray) -> FloatArray:
 
 
 def vote_logits(
-    rows: FloatArray, clusters: FloatArray, salient: npt.NDArray[np.bool_], sharpness: float = 20.0
+    rows: FloatArray, clusters: FloatArray, salient: npt.NDArray[np.bool_], sharpness: float = VOTE_SHARPNESS
 ) -> FloatArray:
     """How much nearer each cell is to a salient cluster than to any other, as log odds; 0 is the border.
 
@@ -130,7 +135,7 @@ def vote_logits(
         sharpness: Log odds for a difference of 1 in squared distance.
     """
     if salient.all() or not salient.any():
-        return np.full(len(rows), 30.0 if salient.any() else -30.0, np.float32)
+        return np.full(len(rows), CERTAIN_LOGIT if salient.any() else -CERTAIN_LOGIT, np.float32)
     distances = squared_distances(rows, clusters)
     margin = distances[:, ~salient].min(axis=1) - distances[:, salient].min(axis=1)
     return np.asarray(sharpness * margin, np.float32)

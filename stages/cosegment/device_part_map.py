@@ -26,12 +26,11 @@ from pipeline.core.records import Features, PartMap
 from pipeline.core.state import State
 from stages.cosegment import part_maps, temporal_maps
 from stages.cosegment.codebook import Codebook
+from stages.cosegment.cosegmentation import CERTAIN_LOGIT, VOTE_SHARPNESS
 from stages.cosegment.device_maps import gaussian_blur, remap_linear, resize_linear, resize_nearest, small_pieces
 from stages.cosegment.observation import Observation
 from stages.cosegment.part_space import PartSpace
 
-_CERTAIN_LOGIT = 30.0
-_VOTE_SHARPNESS = 20.0
 _EPSILON = 1e-4
 
 
@@ -187,9 +186,9 @@ def _logits(rows: Tensor, weights: Tensor, offset: Tensor, codebook: Codebook) -
     if codebook.discriminant is not None:
         return rows @ weights + offset
     if not len(weights) or not len(offset):
-        return torch.full_like(rows[:, 0], _CERTAIN_LOGIT if len(weights) else -_CERTAIN_LOGIT)
+        return torch.full_like(rows[:, 0], CERTAIN_LOGIT if len(weights) else -CERTAIN_LOGIT)
     margin = _squared_distances(rows, offset).amin(1) - _squared_distances(rows, weights).amin(1)
-    return _VOTE_SHARPNESS * margin
+    return VOTE_SHARPNESS * margin
 
 
 def _squared_distances(rows: Tensor, centroids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from stages.cosegment.codebook import Codebook
 from stages.cosegment.config import CosegmentConfig
 from stages.cosegment.device_part_map import DeviceLabeler
 from stages.cosegment.observation import Observation, features_of, label_cells
-from stages.cosegment.part_maps import make_part_map
+from stages.cosegment.part_maps import make_part_map, no_parts
 from stages.cosegment.part_space import PartSpace
 from stages.cosegment.temporal_maps import TemporalMaps
 
@@ -67,7 +67,10 @@ class FrameLabeler:
     ) -> PartMap:
         """The parts of one frame; see :func:`~stages.cosegment.part_maps.make_part_map`."""
         config, features = self._config, features_of(packet)
-        if codebook.is_empty or not is_on_card(features) or config.refine == "crf":
+        if codebook.is_empty:
+            self.reset()
+            return no_parts(packet.frame.image_hw, features.grid.grid_hw, num_parts, part_ids=config.part_ids)
+        if not is_on_card(features) or config.refine == "crf":
             self._on_card.reset()
             return make_part_map(
                 packet.frame.image,

@@ -62,7 +62,7 @@ def make_part_map(
         grid: The backbone's, on which the evidence lies.
         seen: The frame's descriptors on it, its gray copy and flow.
         cells: The cells that are labeled, finer with LiFT.
-        codebook: Of the frame's shot.
+        codebook: Of the frame's shot; not empty.
         numbers: int64 ``(P,)``, the number of each of the codebook's parts.
         memory: Of the previous frames.
         num_parts: Largest number assigned so far.
@@ -71,11 +71,6 @@ def make_part_map(
         part_ids: Also make :attr:`PartMap.part_ids`.
         background: bool ``(h, w)``, cells known to be background whatever their descriptors.
     """
-    if codebook.is_empty:
-        memory.reset()
-        nothing = np.zeros(grid.grid_hw, np.uint8)
-        empty = np.zeros(image.shape[:2], np.uint8)
-        return PartMap(nothing if part_ids else None, num_parts, empty, nothing.astype(np.float32))
     logits = np.clip(codebook.logits(cells.rows), -MAX_LOGIT, MAX_LOGIT).reshape(cells.grid.grid_hw)
     if background is not None:
         logits = np.where(np.kron(background, np.ones((cells.factor,) * 2, bool)), -MAX_LOGIT, logits)
@@ -92,6 +87,15 @@ def make_part_map(
         index_mask = _soft_labels(image, grid, soft, numbers, guided=refine == "guided")
     cell_parts = _cell_parts(grid, soft, foreground, numbers) if part_ids else None
     return PartMap(cell_parts, num_parts, index_mask, np.clip(foreground, 0.0, 1.0).astype(np.float32))
+
+
+def no_parts(
+    image_hw: tuple[int, int], grid_hw: tuple[int, int], num_parts: int, *, part_ids: bool = False
+) -> PartMap:
+    """The part map of a frame without foreground; see :func:`make_part_map`."""
+    nothing = np.zeros(grid_hw, np.uint8)
+    empty = np.zeros(image_hw, np.uint8)
+    return PartMap(nothing if part_ids else None, num_parts, empty, nothing.astype(np.float32))
 
 
 def _cell_parts(

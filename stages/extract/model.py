@@ -196,30 +196,25 @@ class FeatureModel:
 
         Args:
             launched: The batch.
-            features: Send the data and the saliency too, not the sums alone; only from a card.
+            features: Send the data and the saliency on the backbone's grid too, not the sums alone; only from a
+                card.
 
         Returns:
-            The features, with :attr:`Features.host` where they were sent, also of those before LiFT, and the copy,
-            whose last array is the sums.
+            The features, with :attr:`Features.host` where they were sent, and the copy, whose last array is the
+            sums.
         """
         if not (features and self.streams.is_asynchronous):
             return launched.features, HostCopy(self.streams, [launched.sums], by=self._copies)
         coarse = [item.coarse for item in launched.features]
-        kinds = [launched.features] if self.lift is None else [launched.features, coarse]
-        values: list[Tensor] = []
-        for items in kinds:
-            values += [item.data for item in items]
-            values += [item.saliency for item in items if item.saliency is not None]
+        values = [item.data for item in coarse]
+        values += [item.saliency for item in coarse if item.saliency is not None]
         copy = HostCopy(self.streams, [*values, launched.sums], by=self._copies)
-        count, step = len(coarse), len(values) // len(kinds)
-        sent = []
-        for row, item in enumerate(launched.features):
-            item = replace(item, host=HostFeatures(copy, row, count))
-            if item.before_lift is not None:
-                before = replace(item.before_lift, host=HostFeatures(copy, step + row, count))
-                item = replace(item, before_lift=before)
-            sent.append(item)
-        return sent, copy
+        sent = [replace(item, host=HostFeatures(copy, row, len(coarse))) for row, item in enumerate(coarse)]
+        if self.lift is None:
+            return sent, copy
+        return [
+            replace(item, before_lift=before) for item, before in zip(launched.features, sent, strict=True)
+        ], copy
 
     def forward(self, batch: Tensor, *, is_full: bool) -> Computed:
         """Everything that is computed from normalized images ``(B, 3, H, W)``; see :meth:`launch`."""

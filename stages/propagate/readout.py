@@ -16,22 +16,23 @@ from stages.propagate.thresholds import weights_of_objects
 def read_out(
     fine: Tensor,
     estimate: Tensor,
-    shown: Tensor,
     image: npt.NDArray[uint8],
     grid: PatchGrid,
     object_ids: tuple[int, ...],
     config: PropagateConfig,
+    *,
+    shown: Tensor,
 ) -> FrameLabels:
     """The index mask and confidence of propagated labels.
 
     Args:
         fine: float32 ``(K + 1, h s, w s)``, background first.
         estimate: What the confidence compares them with, see ``expected_iou``; of the same shape.
-        shown: The labels that the index mask is made of, of the same shape.
         image: uint8 ``(H, W, 3)``, the frame.
         grid: The feature grid.
         object_ids: The K ids.
         config: Of the stage.
+        shown: The labels that the index mask is made of, of the shape of ``fine``.
     """
     confidence = expected_iou(fine, estimate)
     weights = weights_of_objects(config.object_weight, torch.tensor(confidence))

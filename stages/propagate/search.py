@@ -41,9 +41,14 @@ class LabelSearch:
         """Pixels per cell of the features' grid at which masks are refined."""
         return -(-self._config.refine.cell_px // self.cells_per_patch)
 
+    @property
+    def cells_per_unit(self) -> int:
+        """Cells of the features' grid along what the config's distances count (``radius_unit``)."""
+        return self.cells_per_patch if self._config.radius_unit == "patch" else 1
+
     def on_features(self, window: Window) -> Window:
         """A window of the config in cells of the features' grid."""
-        return window.scaled(self.cells_per_patch) if self._config.radius_unit == "patch" else window
+        return window.scaled(self.cells_per_unit)
 
     def __call__(
         self,

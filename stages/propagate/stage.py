@@ -67,6 +67,8 @@ class Propagator:
     ) -> None:
         self.config = config
         self._search = LabelSearch(config, search_dtype=search_dtype, cells_per_patch=cells_per_patch)
+        refine = config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
+        self._readout_config = config.model_copy(update={"refine": refine})
         self._window, self._reference_window = make_windows(config)
         self.reset(masks=masks)
 
@@ -197,21 +199,16 @@ class Propagator:
         fine = self._within_reach(packet.index, fine)
         corrected = self._correct(descriptors, fine)
         fine, shown, estimate = corrected.labels, corrected.mask, corrected.estimate
+        make = read_out if fine.is_cpu else read_out_on_device
         image, ids = packet.frame.image, self._objects.ids
-        refine = self.config.refine.model_copy(update={"cell_px": self._search.refine_cell_px})
-        config = self.config.model_copy(update={"refine": refine})
-        if not fine.is_cpu:
-            return read_out_on_device(fine, estimate, image, grid, ids, config, shown=shown)
-        return read_out(fine, estimate, shown, image, grid, ids, config)
+        return make(fine, estimate, image, grid, ids, self._readout_config, shown=shown)
 
     def _within_reach(self, index: int, fine: Tensor) -> Tensor:
         """The labels without what is farther from each object's last place than it can have moved."""
         config, latest = self.config, self._latest()
         if config.max_step_cells is None or len(self._objects) < 2:
             return fine
-        step = config.max_step_cells
-        if config.radius_unit == "patch":
-            step *= self._search.cells_per_patch
+        step = config.max_step_cells * self._search.cells_per_unit
         frames = index - latest.frame_index
         return drop_out_of_reach(fine, latest.labels, step_cells=step, parts=config.label_cells, frames=frames)
 

@@ -92,7 +92,7 @@ def test_the_confidence_sets_the_threshold_as_on_the_host(enabled: bool) -> None
     settings = {"object_weight": "confidence", "refine": {"enabled": enabled, "crf_weight": 1.0}}
     config = PropagateConfig.model_validate(settings)
     fine = soft(3, *GRID.grid_hw)
-    want = read_out_on_host(fine, fine, fine, IMAGE, GRID, (3, 7), config)
+    want = read_out_on_host(fine, fine, IMAGE, GRID, (3, 7), config, shown=fine)
     found = read_out(fine, fine, IMAGE, GRID, (3, 7), config)
     assert (found.index_mask != want.index_mask).mean() < 0.005
     plain = read_out(fine, fine, IMAGE, GRID, (3, 7), config.model_copy(update={"object_weight": 1.0}))
